@@ -1,0 +1,99 @@
+# walrecover. `make help` lists the targets.
+
+PYTHON ?= python3
+TORCH  ?= torch==2.13.0
+WORKERS ?= 2
+# Passed on to pytest, to the demo, to the benchmarks, to a campaign.
+PYTEST_ARGS ?=
+DEMO_ARGS ?=
+BENCH_ARGS ?=
+ARGS ?=
+
+VENV := .venv
+BIN  := $(VENV)/bin
+PY   := $(BIN)/python
+DONE := $(VENV)/.installed
+
+SYSTEM_TESTS   = $(wildcard tests/system tests/crash_states)
+COVERAGE_TESTS = $(wildcard tests/unit tests/contract tests/property)
+NOT_IN_TEST    = --ignore=tests/system --ignore=tests/crash_states --ignore=tests/bench
+
+.DEFAULT_GOAL := help
+.PHONY: help venv demo test test-system coverage bench lint format types wheel-test tools clean distclean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z%-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+venv: $(DONE) ## build .venv: torch ($TORCH) first, then walrecover with its extras
+
+$(DONE): pyproject.toml
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(None if (3, 11) <= v < (3, 14) else f"walrecover needs Python 3.11 to 3.13; $(PYTHON) is {v.major}.{v.minor}: make venv PYTHON=python3.11")'
+	$(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install -qq --disable-pip-version-check '$(TORCH)'
+	$(PY) -m pip install -qq --disable-pip-version-check -e '.[torch,daemon,dev]'
+	@touch $@
+
+demo: $(DONE) ## crash a small GPT five times and compare the bits
+	$(BIN)/walrecover rehearse --kills 5 --seed 1 -- $(PY) examples/char_gpt.py $(DEMO_ARGS)
+
+test: $(DONE) ## the tests that need no more than Python
+	$(PY) -m pytest tests -n $(WORKERS) $(NOT_IN_TEST) $(PYTEST_ARGS)
+
+test-system: $(DONE) tools ## the tests that need root, strace or Java
+ifeq ($(SYSTEM_TESTS),)
+	@echo "test-system: neither tests/system nor tests/crash_states is there yet"
+else
+	$(PY) -m pytest $(SYSTEM_TESTS) -n $(WORKERS) $(PYTEST_ARGS)
+endif
+
+# strace and Java, where they are missing and may be installed; elsewhere the tests say what they lack.
+tools:
+	@command -v strace >/dev/null && command -v java >/dev/null && exit 0; \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+		export DEBIAN_FRONTEND=noninteractive; \
+		apt-get update -qq && apt-get install -y -qq --no-install-recommends strace default-jre-headless; \
+	else \
+		echo "strace or java is missing: install strace and default-jre-headless" >&2; \
+	fi
+
+coverage: $(DONE) ## branches of journal, snapshot and recovery that the fast tests reach
+ifeq ($(COVERAGE_TESTS),)
+	@echo "coverage: there are no fast tests yet"
+else
+	$(PY) -m pytest $(COVERAGE_TESTS) -n $(WORKERS) -q --cov --cov-report=term-missing:skip-covered $(PYTEST_ARGS)
+endif
+
+bench: $(DONE) ## the benchmark table
+	$(PY) -m tests.bench $(BENCH_ARGS)
+
+torture-%: $(DONE) ## a campaign of tests/campaigns, for as long as ARGS says
+	$(PY) -m tests.campaigns.$(subst -,_,$*) $(ARGS)
+
+lint: $(DONE) ## ruff and the import floors
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+
+format: $(DONE) ## let ruff put things right
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+types: $(DONE) ## mypy, strict
+	$(BIN)/mypy
+
+# The wheel is built from the sdist, so that both are known to be whole, and it is tried where
+# neither this folder nor torch can be imported.
+wheel-test: $(DONE) ## build the wheel and use it in a venv of its own, without torch
+	rm -rf build/dist build/wheel-venv && mkdir -p build
+	$(PY) -m build --no-isolation --outdir build/dist . >build/wheel-test.log 2>&1 || { cat build/wheel-test.log; exit 1; }
+	$(PYTHON) -m venv build/wheel-venv
+	build/wheel-venv/bin/python -m pip install -qq --disable-pip-version-check build/dist/*.whl
+	cd / && "$(CURDIR)/build/wheel-venv/bin/walrecover" --version
+	cd / && "$(CURDIR)/build/wheel-venv/bin/python" -I "$(CURDIR)/tests/wheel_check.py"
+
+clean: ## remove what was built, not .venv
+	rm -rf build dist htmlcov .coverage .coverage.* .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -exec rm -rf {} +
+
+distclean: clean ## remove .venv too
+	rm -rf $(VENV)

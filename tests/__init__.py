@@ -1,0 +1,1 @@
+"""The tests, by kind: unit, contract, property, crash, end_to_end, docs; bench measures."""

@@ -1,0 +1,123 @@
+"""What every test gets: one torch thread, a Hypothesis profile and seed, and a check that it
+leaves no process behind.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import random
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from hypothesis import HealthCheck, settings
+
+# Before anything imports torch, and for every process that a test starts: beside a second
+# worker, two threads are slower than one, and the number of threads decides the last bits.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("MKL_NUM_THREADS", "1")
+
+# --- Hypothesis: HYPOTHESIS_PROFILE picks how long it looks -------------------------------------
+
+_PATIENT = {
+    "deadline": None,
+    "print_blob": True,
+    "derandomize": False,
+    "suppress_health_check": [HealthCheck.too_slow],
+}
+settings.register_profile("dev", max_examples=50, stateful_step_count=30, **_PATIENT)
+settings.register_profile("ci", max_examples=300, stateful_step_count=50, **_PATIENT)
+settings.register_profile("soak", max_examples=20_000, stateful_step_count=100, **_PATIENT)
+_PROFILE = os.environ.get("HYPOTHESIS_PROFILE") or "dev"
+settings.load_profile(_PROFILE)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config: pytest.Config) -> None:
+    """Draw the seed here, so that it can be printed; xdist hands the option to its workers."""
+    if config.option.hypothesis_seed is None:
+        config.option.hypothesis_seed = str(random.SystemRandom().getrandbits(32))
+
+
+def _seed_line(config: pytest.Config) -> str:
+    return f"HYPOTHESIS_PROFILE={_PROFILE} --hypothesis-seed={config.option.hypothesis_seed}"
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    return f"hypothesis: {_seed_line(config)}"
+
+
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, exitstatus: int, config: pytest.Config
+) -> None:
+    if exitstatus == pytest.ExitCode.TESTS_FAILED:
+        terminalreporter.write_line(f"hypothesis, to see the same again: {_seed_line(config)}")
+
+
+# --- no process left behind ---------------------------------------------------------------------
+
+# Inherited by whatever a test starts, so that an orphan is found after it lost its parent.
+_MARK_NAME = "PYTEST_STARTED_BY"
+_MARK_VALUE = uuid.uuid4().hex
+os.environ[_MARK_NAME] = _MARK_VALUE
+_MARK = f"{_MARK_NAME}={_MARK_VALUE}".encode()
+
+# Helpers of the standard library and torch that live as long as the test process does.
+_HELPERS = ("multiprocessing.resource_tracker", "multiprocessing.forkserver", "torch_shm_manager")
+_GRACE_SECONDS = 3.0
+
+
+def _marked() -> Iterator[psutil.Process]:
+    for pid in psutil.pids():
+        with contextlib.suppress(OSError, psutil.Error):
+            if _MARK in Path(f"/proc/{pid}/environ").read_bytes():
+                yield psutil.Process(pid)
+
+
+def _offspring() -> set[psutil.Process]:
+    me = psutil.Process()
+    return {*me.children(recursive=True), *_marked()} - {me}
+
+
+def _counts(process: psutil.Process) -> bool:
+    """Whether it still runs (a zombie has ended) and is nobody's long-lived helper."""
+    with contextlib.suppress(psutil.Error):
+        if process.status() != psutil.STATUS_ZOMBIE:
+            return not any(helper in " ".join(process.cmdline()) for helper in _HELPERS)
+    return False
+
+
+def _left_since(before: set[psutil.Process]) -> list[psutil.Process]:
+    multiprocessing.active_children()  # reaps those that have ended
+    deadline = time.monotonic() + _GRACE_SECONDS
+    while left := [process for process in _offspring() - before if _counts(process)]:
+        if time.monotonic() > deadline:
+            break
+        time.sleep(0.02)
+    return left
+
+
+def _kill_and_describe(process: psutil.Process) -> str:
+    try:
+        text = f"{process.pid} {process.status()} {' '.join(process.cmdline())}"
+        process.kill()
+        with contextlib.suppress(psutil.TimeoutExpired):
+            process.wait(5)
+    except psutil.Error:
+        text = f"{process.pid} (ended meanwhile)"
+    return text
+
+
+@pytest.fixture(autouse=True)
+def no_process_left_behind() -> Iterator[None]:
+    """Fails a test whose processes, at any depth or orphaned, outlive it; and ends them."""
+    before = _offspring()
+    yield
+    left = _left_since(before)
+    if left:
+        pytest.fail("left behind:\n" + "\n".join(map(_kill_and_describe, left)), pytrace=False)
