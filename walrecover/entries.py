@@ -1,0 +1,274 @@
+"""The entries of the sequence, and what follows from them: the chain and its candidates.
+
+The sequence is the run's one order of decisions (specs/03-sequence.md). This module owns the
+entries' types and the pure reading of a list of them; `sequence` owns the files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+
+from walrecover.errors import Corrupt, UnsupportedVersion
+
+FORMAT = 1
+MAX_ENTRY_BYTES = 1 << 20
+
+
+class Holder(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Who drives an attempt. A process is named by boot, pid namespace, pid and start time."""
+
+    host: str
+    boot: str
+    pid: int
+    started: float
+    supervisor: str = ""
+
+    def __str__(self) -> str:
+        return f"pid {self.pid} on {self.host}"
+
+
+class SnapshotRef(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A committed snapshot as the sequence names it. `end`: captured when the loops had ended."""
+
+    step: int
+    attempt: int
+    nonce: str
+    manifest: str
+    end: bool = False
+
+    @property
+    def name(self) -> str:
+        return snapshot_name(self.step, self.attempt, self.nonce, self.end)
+
+
+class Rejected(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A candidate that recovery passed over. `confirmed` damage is inherited by later plans."""
+
+    step: int
+    attempt: int
+    manifest: str
+    reason: str
+    confirmed: bool = True
+
+
+class Plan(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What every rank of an attempt restores; `base` None starts from the beginning."""
+
+    base: SnapshotRef | None = None
+    rejected: tuple[Rejected, ...] = ()
+    fresh: bool = False
+
+
+class AttemptEntry(msgspec.Struct, frozen=True, omit_defaults=True, tag="attempt"):
+    """An attempt begins, with its plan."""
+
+    id: str
+    at: float
+    number: int
+    nonce: str
+    plan: Plan
+    holder: Holder
+    format: int = FORMAT
+
+    @property
+    def label(self) -> str:
+        return attempt_label(self.number, self.nonce)
+
+
+class CommitEntry(msgspec.Struct, frozen=True, omit_defaults=True, tag="commit"):
+    """A snapshot exists from here on."""
+
+    id: str
+    at: float
+    snapshot: SnapshotRef
+    finished: bool = False
+    format: int = FORMAT
+
+
+class RetirementEntry(msgspec.Struct, frozen=True, omit_defaults=True, tag="retirement"):
+    """Snapshots that are void from here on; their files may go afterwards."""
+
+    id: str
+    at: float
+    attempt: int
+    nonce: str
+    manifests: tuple[str, ...]
+    format: int = FORMAT
+
+
+Entry = AttemptEntry | CommitEntry | RetirementEntry
+
+_decoder = msgspec.json.Decoder(Entry, strict=True)
+_encoder = msgspec.json.Encoder()
+
+
+class _Format(msgspec.Struct):
+    format: int = FORMAT
+
+
+def encode(entry: Entry) -> bytes:
+    return msgspec.json.format(_encoder.encode(_stamped(entry)), indent=1) + b"\n"
+
+
+def _stamped(entry: Entry) -> dict[str, object]:
+    # The format is written even though it is the default: a reader must find it there.
+    body: dict[str, object] = msgspec.to_builtins(entry)
+    return body | {"format": entry.format}
+
+
+def decode(data: bytes, number: int) -> Entry:
+    """The entry in these bytes. Raises Corrupt or UnsupportedVersion, naming its number."""
+    try:
+        found = msgspec.json.decode(data, type=_Format).format
+        if found != FORMAT:
+            raise UnsupportedVersion(
+                f"sequence entry {number}: format {found}, and this release reads {FORMAT}"
+            )
+        return _decoder.decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise Corrupt(f"sequence entry {number}: {error}") from None
+
+
+def attempt_label(number: int, nonce: str) -> str:
+    """`a3-9f2c01d7`: how an attempt is named in paths and to people."""
+    return f"a{number}-{nonce}"
+
+
+def snapshot_name(step: int, attempt: int, nonce: str, end: bool = False) -> str:
+    """The folder of one capture. The capture at the end of all loops is another than its step's."""
+    return f"step-{step:08d}{'-end' if end else ''}.{attempt_label(attempt, nonce)}"
+
+
+class Link(msgspec.Struct, frozen=True):
+    """One attempt on the chain: it began above `base` and its history counts up to `cut`."""
+
+    attempt: int
+    nonce: str
+    base: int
+    cut: int | None
+
+    def holds(self, step: int) -> bool:
+        return step > self.base and (self.cut is None or step <= self.cut)
+
+
+def attempts(entries: Sequence[Entry]) -> list[AttemptEntry]:
+    return [entry for entry in entries if isinstance(entry, AttemptEntry)]
+
+
+def newest_attempt(entries: Sequence[Entry]) -> AttemptEntry | None:
+    for entry in reversed(entries):
+        if isinstance(entry, AttemptEntry):
+            return entry
+    return None
+
+
+def commits(entries: Sequence[Entry]) -> list[CommitEntry]:
+    """The commits that count: each was entered while its own attempt was the newest one (P4)."""
+    counted = []
+    newest: tuple[int, str] | None = None
+    for entry in entries:
+        if isinstance(entry, AttemptEntry):
+            newest = (entry.number, entry.nonce)
+        elif isinstance(entry, CommitEntry):
+            if (entry.snapshot.attempt, entry.snapshot.nonce) == newest:
+                counted.append(entry)
+    return counted
+
+
+def retired(entries: Sequence[Entry]) -> frozenset[str]:
+    """Digests of the manifests that are void."""
+    return frozenset(
+        digest
+        for entry in entries
+        if isinstance(entry, RetirementEntry)
+        for digest in entry.manifests
+    )
+
+
+def chain(entries: Sequence[Entry]) -> list[Link]:
+    """The newest plan's attempt, its base's attempt, that one's base's, and so on (rule 3)."""
+    by_nonce = {(entry.number, entry.nonce): entry for entry in attempts(entries)}
+    links: list[Link] = []
+    entry = newest_attempt(entries)
+    cut: int | None = None
+    while entry is not None:
+        base = entry.plan.base
+        links.append(Link(entry.number, entry.nonce, base.step if base else 0, cut))
+        if base is None or len(links) > len(by_nonce):
+            break
+        entry, cut = by_nonce.get((base.attempt, base.nonce)), base.step
+    return links
+
+
+def candidates(entries: Sequence[Entry]) -> list[CommitEntry]:
+    """Commits on the chain that are not retired, newest first (rule 3).
+
+    Where the chain leaves an attempt at its base, what that attempt committed later is off the
+    chain for good, and so is an end capture of the same step unless it is the base itself.
+    """
+    void = retired(entries)
+    counted = commits(entries)
+    found: list[CommitEntry] = []
+    base: SnapshotRef | None = None
+    by_nonce = {(entry.number, entry.nonce): entry for entry in attempts(entries)}
+    for link in chain(entries):
+        own = [
+            c
+            for c in counted
+            if (c.snapshot.attempt, c.snapshot.nonce) == (link.attempt, link.nonce)
+            and (
+                base is None
+                or (c.snapshot.step, c.snapshot.end) <= (base.step, base.end)
+            )
+        ]
+        found += sorted(own, key=lambda c: (c.snapshot.step, c.snapshot.end), reverse=True)
+        base = by_nonce[(link.attempt, link.nonce)].plan.base
+    return [c for c in found if c.snapshot.manifest not in void]
+
+
+def finished(entries: Sequence[Entry]) -> bool:
+    """Whether the newest live commit says that the run came to its end."""
+    live = candidates(entries)
+    return bool(live) and live[0].finished
+
+
+def retirable(
+    entries: Sequence[Entry], verified: frozenset[str], keep: int
+) -> tuple[SnapshotRef, ...]:
+    """Snapshots that retention may retire now (rule 10, P10).
+
+    Only the live chain counts as kept. The newest `keep` stay; so does the newest plan's base
+    until the newest attempt has a commit that was read back and `verified`; and nothing goes
+    unless at least two snapshots newer than it are known to verify (they share no file as long
+    as every snapshot holds its own shards).
+    """
+    newest = newest_attempt(entries)
+    live = candidates(entries)
+    if newest is None or not live:
+        return ()
+    own = [
+        c for c in live if (c.snapshot.attempt, c.snapshot.nonce) == (newest.number, newest.nonce)
+    ]
+    secured = any(c.snapshot.manifest in verified for c in own)
+    base = newest.plan.base.manifest if newest.plan.base else None
+    kept = {c.snapshot.manifest for c in live[: max(keep, 2)]}
+    if base is not None and not secured:
+        kept.add(base)
+    void = retired(entries)
+    out = []
+    proven = 0
+    for commit in live:
+        if commit.snapshot.manifest not in kept and secured and proven >= 2:
+            out.append(commit.snapshot)
+        proven += commit.snapshot.manifest in verified
+    on_chain = {c.snapshot.manifest for c in live} | void
+    if secured and proven >= 2:
+        # What a rewind or a late actor left behind is never read again.
+        out += [
+            c.snapshot
+            for c in commits(entries)
+            if c.snapshot.manifest not in on_chain and c.snapshot.manifest != base
+        ]
+    return tuple(out)

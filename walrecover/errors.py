@@ -1,0 +1,75 @@
+"""The errors that walrecover raises, and what each asks the reader to do.
+
+    WalrecoverError
+    ├── BadInput             a command, option, name or directory is wrong     correct it
+    ├── Mismatch             the state and the objects differ (key, shape)     restore with the model that wrote it
+    ├── NotRestored          a loop or name of the snapshot was never reached  keep the loop as it was
+    ├── RunBusy              somebody alive drives this run                    wait for it, or end it
+    ├── Fenced               a newer attempt took the run over                 end; never retry
+    ├── NothingToResume      resume="must", and there is no snapshot           start without it
+    ├── StorageFailed        the disk refused (full, read-only, I/O error)     mend the disk; what was committed is safe
+    ├── UnsupportedVersion   written by another format version                 use that version of walrecover
+    └── Corrupt              bytes are not what was written                    recovery falls back, or refuses
+        └── Torn             ... and the damage is an unfinished end           the part before it is whole
+
+`Stopped` is a SystemExit, so that code after training never runs: the run is saved and resumable.
+"""
+
+from __future__ import annotations
+
+
+class WalrecoverError(Exception):
+    """Base of every error of this library. `exit_code` is what the command line ends with."""
+
+    exit_code = 1
+
+
+class BadInput(WalrecoverError):
+    """What a person gave (option, name, directory, object) cannot be used."""
+
+    exit_code = 2
+
+
+class Mismatch(WalrecoverError):
+    """The snapshot's state does not fit the attached objects."""
+
+
+class NotRestored(WalrecoverError):
+    """Part of the snapshot was never given back to the script."""
+
+
+class RunBusy(WalrecoverError):
+    """A living process holds the run."""
+
+    exit_code = 2
+
+
+class Fenced(WalrecoverError):
+    """A newer attempt has taken the run over; this one must end without trying again."""
+
+
+class NothingToResume(WalrecoverError):
+    """`resume="must"` and the run has no committed snapshot."""
+
+
+class StorageFailed(WalrecoverError):
+    """The storage refused a write or an fsync. What was committed before is untouched."""
+
+
+class UnsupportedVersion(WalrecoverError):
+    """The bytes are whole, but of a format version that this release does not know."""
+
+
+class Corrupt(WalrecoverError):
+    """Bytes are not the ones that were written."""
+
+
+class Torn(Corrupt):
+    """An unfinished write at the end; everything before it is whole."""
+
+
+class Stopped(SystemExit):
+    """Raised at a boundary once the snapshot is durable, when the run was asked to stop.
+
+    `code` is 128 + the signal's number, as a shell reports it.
+    """

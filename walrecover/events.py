@@ -1,0 +1,259 @@
+"""The events of a run: immutable records of something that happened, in the past tense.
+
+Owns the types and their wire form (one msgpack map each, `type` first); the envelope around them
+is `codec`'s, their meaning `state`'s. Adding an optional field or a type changes no format: a
+type that this release does not know is kept as `Unknown` and skipped by the fold.
+
+Units: steps are counted from 1 (step n is the n-th completed optimizer step), times are seconds,
+`at` is Unix time and only ever shown, digests are raw bytes (xxh3-128 of small states, blake3 of
+files), learning rates and scalars are float64, which holds every float32, float16 and bfloat16
+exactly (so equal values are equal bits).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from walrecover.entries import Plan
+from walrecover.errors import Corrupt
+
+
+class _Event(msgspec.Struct, frozen=True, omit_defaults=True, tag=True, kw_only=True):
+    at: float = 0.0
+
+
+class Code(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What ran: recorded at every attempt, compared on resume."""
+
+    argv: tuple[str, ...] = ()
+    commit: str = ""
+    dirty: str = ""
+    python: str = ""
+    libraries: dict[str, str] = {}
+    threads: int = 0
+    cpu: str = ""
+    world: int = 1
+    environment: dict[str, str] = {}
+
+
+class AttemptBegun(_Event):
+    """A writer opened its stream. First event of every stream."""
+
+    run: str
+    attempt: int
+    nonce: str
+    writer: str
+    rank: int | None = None
+    world: int = 1
+    host: str = ""
+    pid: int = 0
+    code: Code | None = None
+
+
+class StepCompleted(_Event):
+    """One optimizer step is done and nothing half-done is left.
+
+    `position`: items consumed by each active loop, outermost first. `ranges`: half-open ranges of
+    global sample positions. `samples`: digest of sample ids for foreign samplers. `batch`, `state`,
+    `rng`: digests, the last by generator, only those that moved since the step before.
+    """
+
+    step: int
+    epoch: int = 0
+    position: tuple[int, ...] = ()
+    lr: tuple[float, ...] = ()
+    scalars: dict[str, float] = {}
+    rng: dict[str, bytes] = {}
+    ranges: tuple[tuple[int, int], ...] = ()
+    samples: bytes | None = None
+    batch: bytes | None = None
+    state: bytes | None = None
+    grad_norm: float | None = None
+
+
+class ScalarsArrived(_Event):
+    """Scalars of an earlier step that lay on a device when it completed."""
+
+    step: int
+    scalars: dict[str, float]
+
+
+class WrittenFile(msgspec.Struct, frozen=True, omit_defaults=True):
+    name: str
+    bytes: int
+    digest: str
+
+
+class ShardsWritten(_Event):
+    """This rank's files of a snapshot are durable, and its vote is cast."""
+
+    step: int
+    files: tuple[WrittenFile, ...]
+    end: bool = False
+    seconds: float = 0.0
+
+
+class SnapshotCommitted(_Event):
+    """A note: the sequence committed the snapshot. Nothing depends on this event."""
+
+    step: int
+    manifest: str
+    end: bool = False
+
+
+class SnapshotVerified(_Event):
+    """The snapshot was read back from its files, and every digest held."""
+
+    step: int
+    manifest: str
+    end: bool = False
+
+
+class SnapshotAbandoned(_Event):
+    """A capture that will never commit, and why. The last commit stands."""
+
+    step: int
+    reason: str
+    end: bool = False
+
+
+class SnapshotsRetired(_Event):
+    names: tuple[str, ...]
+
+
+class PaceSet(_Event):
+    """From this step on, multiples of `every` are captured."""
+
+    from_step: int
+    every: int
+
+
+class RecoveryPlanned(_Event):
+    """Recovery chose what the next attempt restores, and says what it passed over."""
+
+    plan: Plan
+    last_step: int = 0
+    lost_steps: int = 0
+    losses: tuple[str, ...] = ()
+    seconds: float = 0.0
+
+
+class PlanFailed(_Event):
+    """This rank could not restore the plan's base."""
+
+    reason: str
+
+
+class ConfigurationChanged(_Event):
+    differences: tuple[str, ...]
+
+
+class Resumed(_Event):
+    """This rank stands at the plan's step, every object restored."""
+
+    step: int
+    seconds: float = 0.0
+
+
+class StopAnnounced(_Event):
+    """All ranks stop at this step's boundary."""
+
+    step: int
+    signal: int
+
+
+class RunStopped(_Event):
+    """The run was asked to stop, and its state at this step is durable."""
+
+    step: int
+    signal: int = 0
+
+
+class RunFinished(_Event):
+    step: int
+
+
+class WorkerStarted(_Event):
+    pid: int
+    argv: tuple[str, ...] = ()
+
+
+class WorkerExited(_Event):
+    """The child of a supervisor ended. `cause` is its class, `evidence` what is known."""
+
+    pid: int
+    code: int | None = None
+    signal: int | None = None
+    cause: str = ""
+    evidence: str = ""
+    seconds: float = 0.0
+
+
+class RestartDecided(_Event):
+    action: str
+    delay: float
+    reason: str
+
+
+class Unknown(msgspec.Struct, frozen=True):
+    """An event of a newer release: kept, skipped by the fold."""
+
+    type: str
+    fields: dict[str, Any]
+
+
+Event = (
+    AttemptBegun
+    | StepCompleted
+    | ScalarsArrived
+    | ShardsWritten
+    | SnapshotCommitted
+    | SnapshotVerified
+    | SnapshotAbandoned
+    | SnapshotsRetired
+    | PaceSet
+    | RecoveryPlanned
+    | PlanFailed
+    | ConfigurationChanged
+    | Resumed
+    | StopAnnounced
+    | RunStopped
+    | RunFinished
+    | WorkerStarted
+    | WorkerExited
+    | RestartDecided
+)
+
+EVENT_TYPES: tuple[type[_Event], ...] = Event.__args__  # type: ignore[attr-defined]
+_NAMES = frozenset(kind.__name__ for kind in EVENT_TYPES)
+_decoder = msgspec.msgpack.Decoder(Event)
+_encode = msgspec.msgpack.Encoder().encode
+_decode = _decoder.decode
+
+
+def encode(event: Event) -> bytes:
+    """The event as one msgpack map."""
+    return _encode(event)
+
+
+def decode(payload: bytes) -> Event | Unknown:
+    """The event in these bytes. Raises Corrupt where a known type does not hold what it must."""
+    try:
+        return _decode(payload)
+    except msgspec.ValidationError as error:
+        return _unknown(payload, error)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise Corrupt(f"not an event: {error}") from None
+
+
+def _unknown(payload: bytes, error: Exception) -> Unknown:
+    try:
+        fields = msgspec.msgpack.decode(payload)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        fields = None
+    kind = fields.get("type") if isinstance(fields, dict) else None
+    if not isinstance(kind, str) or kind in _NAMES:
+        raise Corrupt(f"not an event: {error}")
+    return Unknown(kind, fields)

@@ -1,0 +1,163 @@
+"""Plain state as msgpack: everything of a state tree that is not a tensor, without pickle.
+
+Owns the tree's encoding. Python's own plain types come back as they were (tuples as tuples,
+integer keys as integers, Counters as Counters); anything else goes through the caller's `leaf`,
+which names it or refuses it. Decoding builds only the types listed here: it runs no code.
+
+Wire form: None, bool, int, float, str and bytes stand for themselves; every container is a list
+whose first item is its tag.
+"""
+
+from __future__ import annotations
+
+import collections
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from walrecover.errors import Corrupt
+
+Leaf = Callable[[Any, str], tuple[str, Any]]
+Build = Callable[[str, Any], Any]
+MAX_DEPTH = 100
+
+_FACTORIES: dict[str, Callable[[], Any]] = {
+    "list": list,
+    "dict": dict,
+    "int": int,
+    "float": float,
+    "set": set,
+    "str": str,
+    "tuple": tuple,
+    "bool": bool,
+    "": None,  # type: ignore[dict-item]
+}
+
+
+class Unstorable(TypeError):
+    """An object that a snapshot cannot hold; the message names it by its key path."""
+
+
+def _refuse(value: Any, path: str) -> tuple[str, Any]:
+    kind = type(value)
+    raise Unstorable(
+        f"{path} is a {kind.__module__}.{kind.__qualname__}, which a snapshot cannot hold: attach "
+        f"tensors, plain values, generators, or objects with state_dict() and load_state_dict()"
+    )
+
+
+def to_tree(value: Any, path: str, leaf: Leaf = _refuse) -> Any:
+    """The wire form of `value`. `path` names it in errors. Raises Unstorable."""
+    return _to(value, path, leaf, 0)
+
+
+def _to(value: Any, path: str, leaf: Leaf, depth: int) -> Any:
+    kind = type(value)
+    if value is None or kind is bool or kind is float or kind is bytes:
+        return value
+    if kind is str:
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            return ["su", value.encode("utf-8", "surrogatepass")]
+        return value
+    if kind is int:
+        return value if -(1 << 63) <= value < 1 << 64 else ["i", str(value)]
+    if depth > MAX_DEPTH:
+        raise Unstorable(f"{path} is nested deeper than {MAX_DEPTH} levels, or contains itself")
+    if kind is list or kind is tuple or kind is set or kind is frozenset or kind is collections.deque:
+        items = value
+        tag = _TAGS[kind]
+        if kind is set or kind is frozenset:
+            items = sorted(value, key=repr)
+        tree = [_to(item, f"{path}[{n}]", leaf, depth + 1) for n, item in enumerate(items)]
+        return [tag, value.maxlen, tree] if kind is collections.deque else [tag, tree]
+    if kind in (dict, collections.OrderedDict, collections.Counter, collections.defaultdict):
+        pairs = [
+            [_to(key, f"{path}<key {key!r}>", leaf, depth + 1), _to(item, f"{path}[{key!r}]", leaf, depth + 1)]
+            for key, item in value.items()
+        ]
+        if kind is collections.defaultdict:
+            factory = value.default_factory
+            name = "" if factory is None else getattr(factory, "__name__", "?")
+            if _FACTORIES.get(name, _refuse) is not factory:
+                _refuse(factory, f"{path}.default_factory")
+            return ["dd", name, pairs]
+        return [_TAGS[kind], pairs]
+    if kind is complex:
+        return ["c", value.real, value.imag]
+    if kind is bytearray:
+        return ["ba", bytes(value)]
+    name, payload = leaf(value, path)
+    return ["x", name, payload]
+
+
+_TAGS: dict[type, str] = {
+    list: "l",
+    tuple: "t",
+    set: "s",
+    frozenset: "f",
+    collections.deque: "q",
+    dict: "d",
+    collections.OrderedDict: "od",
+    collections.Counter: "cn",
+}
+
+
+def _no_leaf(name: str, payload: Any) -> Any:
+    raise Corrupt(f"plain state: nothing builds a {name!r}")
+
+
+def from_tree(node: Any, build: Build = _no_leaf) -> Any:
+    """The value of a wire form. Raises Corrupt for anything that `to_tree` does not write."""
+    try:
+        return _from(node, build)
+    except (ValueError, TypeError, IndexError, KeyError, RecursionError) as error:
+        raise Corrupt(f"plain state: {error}") from None
+
+
+def _from(node: Any, build: Build) -> Any:
+    if not isinstance(node, list):
+        if isinstance(node, dict):
+            raise Corrupt("plain state: a bare map")
+        return node
+    tag = node[0]
+    if tag == "x":
+        return build(node[1], node[2])
+    if tag in _SEQUENCES:
+        return _SEQUENCES[tag](_from(item, build) for item in node[1])
+    if tag in ("d", "od", "cn"):
+        pairs = {_from(key, build): _from(item, build) for key, item in node[1]}
+        return pairs if tag == "d" else _MAPS[tag](pairs)
+    if tag == "dd":
+        return collections.defaultdict(
+            _FACTORIES[node[1]], {_from(k, build): _from(v, build) for k, v in node[2]}
+        )
+    if tag == "q":
+        return collections.deque((_from(item, build) for item in node[2]), node[1])
+    if tag == "i":
+        return int(node[1])
+    if tag == "c":
+        return complex(node[1], node[2])
+    if tag == "ba":
+        return bytearray(node[1])
+    if tag == "su":
+        return node[1].decode("utf-8", "surrogatepass")
+    raise Corrupt(f"plain state: unknown tag {tag!r}")
+
+
+_SEQUENCES: dict[str, Callable[..., Any]] = {"l": list, "t": tuple, "s": set, "f": frozenset}
+_MAPS: dict[str, Callable[..., Any]] = {"od": collections.OrderedDict, "cn": collections.Counter}
+
+
+def encode(tree: Any) -> bytes:
+    return msgspec.msgpack.encode(tree)
+
+
+def decode(data: bytes) -> Any:
+    """Raises Corrupt."""
+    try:
+        return msgspec.msgpack.decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise Corrupt(f"plain state: {error}") from None

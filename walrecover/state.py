@@ -1,0 +1,216 @@
+"""The fold: what a run's sequence and streams say, as one `RunState`.
+
+Owns the meaning of events. Pure: no clock, no I/O, no torch. Streams never mix before the fold:
+each has a record of its own, ordered by LSN, so that any interleaving gives the same state
+(rule 11). What entries say is never overruled by an event.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from walrecover import entries as model
+from walrecover import events as ev
+from walrecover.entries import CommitEntry, Entry, Link
+
+
+class StreamKey(NamedTuple):
+    """A writer of an attempt."""
+
+    attempt: int
+    nonce: str
+    writer: str
+
+
+class StreamRecord:
+    """What one stream says. `steps`: closed intervals of completed steps, in order of writing."""
+
+    __slots__ = (
+        "abandoned",
+        "begun",
+        "decided",
+        "events",
+        "exited",
+        "finished",
+        "losses",
+        "lsn",
+        "planned",
+        "retired",
+        "resumed",
+        "steps",
+        "stopped",
+        "verified",
+    )
+
+    def __init__(self) -> None:
+        self.lsn = 0
+        self.events = 0
+        self.begun: ev.AttemptBegun | None = None
+        self.steps: list[list[int]] = []
+        self.resumed: ev.Resumed | None = None
+        self.planned: ev.RecoveryPlanned | None = None
+        self.exited: list[ev.WorkerExited] = []
+        self.decided: list[ev.RestartDecided] = []
+        self.abandoned: list[ev.SnapshotAbandoned] = []
+        self.verified: set[str] = set()
+        self.retired: set[str] = set()
+        self.stopped: ev.RunStopped | None = None
+        self.finished: ev.RunFinished | None = None
+        self.losses: list[str] = []
+
+    @property
+    def last_step(self) -> int:
+        return self.steps[-1][1] if self.steps else 0
+
+    def to_builtins(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in self.__slots__}
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, StreamRecord) and self.to_builtins() == other.to_builtins()
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+class RunState(NamedTuple):
+    """The folded run. `records` by stream; the rest is read from `entries`."""
+
+    entries: tuple[Entry, ...]
+    records: dict[StreamKey, StreamRecord]
+
+    @property
+    def chain(self) -> list[Link]:
+        return model.chain(self.entries)
+
+    @property
+    def candidates(self) -> list[CommitEntry]:
+        return model.candidates(self.entries)
+
+    @property
+    def finished(self) -> bool:
+        return model.finished(self.entries)
+
+    def of_attempt(self, number: int, nonce: str) -> dict[str, StreamRecord]:
+        return {
+            key.writer: record
+            for key, record in self.records.items()
+            if (key.attempt, key.nonce) == (number, nonce)
+        }
+
+    def completed(self, number: int, nonce: str) -> int:
+        """The highest step that some rank of the attempt completed; 0 for none."""
+        return max((r.last_step for r in self.of_attempt(number, nonce).values()), default=0)
+
+    def last_step(self) -> int:
+        """The last step that the newest attempt which completed any has reached."""
+        for entry in reversed(model.attempts(self.entries)):
+            reached = self.completed(entry.number, entry.nonce)
+            if reached:
+                return reached
+        return 0
+
+    def surviving(self) -> list[tuple[Link, int]]:
+        """The links of the chain, oldest first, each with the last of its steps that counts."""
+        counted = []
+        for link in reversed(self.chain):
+            reached = self.completed(link.attempt, link.nonce)
+            counted.append((link, reached if link.cut is None else min(reached, link.cut)))
+        return counted
+
+    def superseded(self) -> dict[str, list[tuple[int, int]]]:
+        """Steps that were completed and do not count any more, by attempt, as closed intervals."""
+        links = {(link.attempt, link.nonce): link for link in self.chain}
+        gone: dict[str, list[tuple[int, int]]] = {}
+        for entry in model.attempts(self.entries):
+            link = links.get((entry.number, entry.nonce))
+            spans: set[tuple[int, int]] = set()
+            for record in self.of_attempt(entry.number, entry.nonce).values():
+                for first, last in record.steps:
+                    if link is None:
+                        spans.add((first, last))
+                    elif link.cut is not None and last > link.cut:
+                        spans.add((max(first, link.cut + 1), last))
+            if spans:
+                gone[entry.label] = sorted(spans)
+        return gone
+
+
+def apply(record: StreamRecord, event: ev.Event | ev.Unknown) -> StreamRecord:
+    """Take one event of a stream into its record. Unknown events count and change nothing."""
+    handler = _HANDLERS.get(type(event))
+    if handler is not None:
+        handler(record, event)
+    record.events += 1
+    return record
+
+
+def fold(
+    entries: Sequence[Entry],
+    streams: Mapping[StreamKey, Iterable[tuple[int, ev.Event | ev.Unknown]]],
+    start: Mapping[StreamKey, StreamRecord] | None = None,
+) -> RunState:
+    """Fold (LSN, event) pairs of each stream, in order of LSN; an LSN seen before is skipped.
+
+    `start` holds records from an earlier fold of the beginnings of the same streams.
+    """
+    records: dict[StreamKey, StreamRecord] = dict(start or {})
+    for key, pairs in streams.items():
+        record = records.setdefault(key, StreamRecord())
+        get = _HANDLERS.get
+        last, count = record.lsn, record.events
+        for lsn, event in pairs:
+            if lsn <= last:
+                continue
+            last = lsn
+            count += 1
+            handler = get(type(event))
+            if handler is not None:
+                handler(record, event)
+        record.lsn, record.events = last, count
+    return RunState(tuple(entries), records)
+
+
+def _step(record: StreamRecord, event: Any) -> None:
+    step = event.step
+    steps = record.steps
+    if steps and steps[-1][1] == step - 1:
+        steps[-1][1] = step
+    elif not steps or steps[-1][1] != step:
+        steps.append([step, step])
+
+
+def _set(field: str) -> Any:
+    def handler(record: StreamRecord, event: Any) -> None:
+        setattr(record, field, event)
+
+    return handler
+
+
+def _append(field: str) -> Any:
+    def handler(record: StreamRecord, event: Any) -> None:
+        getattr(record, field).append(event)
+
+    return handler
+
+
+def _verified(record: StreamRecord, event: Any) -> None:
+    record.verified.add(event.manifest)
+
+
+def _retired(record: StreamRecord, event: Any) -> None:
+    record.retired.update(event.names)
+
+
+_HANDLERS: dict[type, Any] = {
+    ev.AttemptBegun: _set("begun"),
+    ev.StepCompleted: _step,
+    ev.Resumed: _set("resumed"),
+    ev.RecoveryPlanned: _set("planned"),
+    ev.WorkerExited: _append("exited"),
+    ev.RestartDecided: _append("decided"),
+    ev.SnapshotAbandoned: _append("abandoned"),
+    ev.SnapshotVerified: _verified,
+    ev.SnapshotsRetired: _retired,
+    ev.RunStopped: _set("stopped"),
+    ev.RunFinished: _set("finished"),
+}
