@@ -1,0 +1,149 @@
+"""Durable files: the few ways in which walrecover writes to a directory, each crash-safe.
+
+Owns fsync, link, rename and the folders; knows nothing of what is written. An fsync that fails is
+never tried again as if it had worked: the caller gives the name up (P9).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+from walrecover.errors import Corrupt, StorageFailed
+from walrecover.failpoints import failpoint
+
+
+@contextlib.contextmanager
+def storage(what: str) -> Iterator[None]:
+    """Turn an OSError into StorageFailed, saying what was being written."""
+    try:
+        yield
+    except FileExistsError:
+        raise
+    except OSError as error:
+        where = f" ({error.filename})" if error.filename else ""
+        raise StorageFailed(f"{what}: {error.strerror or error}{where}") from error
+
+
+def sync_directory(path: Path) -> None:
+    """Make the names in a folder durable."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def sync_file(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def make_directory(path: Path) -> None:
+    """Create a folder and its parents (mode 0700), each durable in its own parent."""
+    missing = []
+    while not path.is_dir():
+        missing.append(path)
+        path = path.parent
+    for folder in reversed(missing):
+        with contextlib.suppress(FileExistsError):
+            folder.mkdir(mode=0o700)
+        sync_directory(folder.parent)
+
+
+def write_durably(path: Path, data: bytes) -> None:
+    """Write a new file and make its bytes durable; its name is durable after `sync_directory`.
+
+    Raises FileExistsError: names are written once.
+    """
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        view = memoryview(data)
+        while view:
+            view = view[os.write(fd, view) :]
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def create_if_absent(path: Path, data: bytes, *, written: str = "", linked: str = "") -> bool:
+    """Create `path` with these bytes unless it exists; False where it does. Durable on return.
+
+    The bytes are durable under a temporary name before `link` gives them their own, which never
+    replaces. `written` and `linked` name the failpoints in between.
+    """
+    temporary = path.parent / f".{path.name}.{secrets.token_hex(8)}"
+    try:
+        write_durably(temporary, data)
+        if written:
+            failpoint(written)
+        try:
+            os.link(temporary, path, follow_symlinks=False)
+        except FileExistsError:
+            return False
+        if linked:
+            failpoint(linked)
+        sync_directory(path.parent)
+        return True
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def replace_file(path: Path, data: bytes) -> None:
+    """Replace a cache or note that nothing depends on. Atomic for readers, not durable."""
+    temporary = path.parent / f".{path.name}.{secrets.token_hex(8)}"
+    try:
+        temporary.write_bytes(data)
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def open_regular(root: Path, relative: str) -> int:
+    """Open a file below `root` for reading, without following any link on the way.
+
+    Raises Corrupt where the name leaves `root`, or a folder or the file itself is a link or no
+    regular file; FileNotFoundError and other OSErrors as they come.
+    """
+    parts = relative.split("/")
+    if not all(parts) or any(part in (".", "..") for part in parts):
+        raise Corrupt(f"{relative!r} is not a name below {root}")
+    folder = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        for part in parts[:-1]:
+            inner = os.open(
+                part, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder
+            )
+            os.close(folder)
+            folder = inner
+        fd = os.open(
+            parts[-1], os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder
+        )
+    except OSError as error:
+        if error.errno in (40, 20):  # ELOOP: a link; ENOTDIR: a link or file where a folder must be
+            raise Corrupt(f"{relative} is a link, or lies behind one") from None
+        raise
+    finally:
+        os.close(folder)
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise Corrupt(f"{relative} is not a regular file")
+    return fd
+
+
+def read_regular(root: Path, relative: str, limit: int) -> bytes:
+    """The bytes of a file below `root`, at most `limit`. Raises as `open_regular`, and Corrupt."""
+    fd = open_regular(root, relative)
+    with os.fdopen(fd, "rb") as file:
+        if os.fstat(fd).st_size > limit:
+            raise Corrupt(f"{relative} is larger than the {limit} bytes it may have")
+        return file.read(limit + 1)

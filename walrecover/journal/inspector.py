@@ -1,0 +1,184 @@
+"""The child process that reads suspect streams, and the pipe that it reports through.
+
+Owns starting it, what it does and what the two say to each other (a line of JSON each). Must not
+judge: `examine` draws the conclusions.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import resource
+import select
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import TracebackType
+
+import msgspec
+
+from walrecover.errors import WalrecoverError
+from walrecover.journal import environment as environments
+from walrecover.journal.reader import CHUNK, Reader
+from walrecover.journal.stream import Cursor, StreamId
+
+# Signals by which damaged pages end a process that reads them; another one proves nothing.
+BY_DAMAGE = frozenset((signal.SIGBUS, signal.SIGSEGV, signal.SIGABRT, signal.SIGFPE, signal.SIGILL))
+
+# Without `site`, which takes longer than the rest; the parent's path stands in for it.
+_SPAWNED = (
+    "import sys; sys.path[:] = sys.argv[1:]; from walrecover.journal import inspector; "
+    "inspector.serve()"
+)
+
+
+class Job(msgspec.Struct, frozen=True):
+    """A stream to read from a cursor on, `chunk` events at a time."""
+
+    stream: StreamId
+    path: str
+    after: Cursor
+    chunk: int = CHUNK
+
+
+class Said(msgspec.Struct, frozen=True):
+    """Job `index` was read up to `cursor`; at its end, what is wrong behind that."""
+
+    index: int
+    cursor: Cursor
+    ended: bool = False
+    kind: str = ""
+    problem: str | None = None
+
+
+def answer(jobs: list[Job], out: int) -> None:
+    """In the child: read every stream, and say how far it is good."""
+    for index, job in enumerate(jobs):
+        cursor = job.after
+        _say(out, Said(index, cursor))
+        try:
+            with Reader(Path(job.path), job.stream, chunk=job.chunk) as reader:
+                for _, cursor in reader.batches(job.after):
+                    _say(out, Said(index, cursor))
+            _say(out, Said(index, cursor, ended=True))
+        except WalrecoverError as error:
+            _say(out, Said(index, cursor, True, type(error).__name__, str(error)))
+
+
+def _say(out: int, said: Said) -> None:
+    line = memoryview(msgspec.json.encode(said) + b"\n")
+    while line:
+        line = line[os.write(out, line) :]
+
+
+def serve() -> None:
+    """The spawned child's whole life."""
+    _die_quietly()
+    answer(msgspec.json.decode(sys.stdin.buffer.read(), type=list[Job]), 1)
+
+
+def _die_quietly() -> None:
+    """No core file, and no report of a handler that the parent had installed."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    for number in BY_DAMAGE:
+        signal.signal(number, signal.SIG_DFL)
+
+
+class Inspector:
+    """In the parent: the child, ended with the block that it is used in."""
+
+    def __init__(self, pid: int, pipe: int, wait: Callable[[], int]) -> None:
+        self._pid = pid
+        self._pipe = pipe
+        self._wait = wait
+        self._status: int | None = None
+        self.silent = False
+
+    @classmethod
+    def start(cls, jobs: list[Job]) -> Inspector:
+        return cls(*(_fork(jobs) if _may_fork() else _spawn(jobs)))
+
+    def __enter__(self) -> Inspector:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._status is None:
+            self._kill()
+            self.status()
+
+    def said(self, patience: float) -> Iterator[Said]:
+        """What it says, until it ends or was silent for too long (then it is killed)."""
+        decode = msgspec.json.Decoder(Said).decode
+        rest = b""
+        poll = select.poll()
+        poll.register(self._pipe, select.POLLIN)
+        while True:
+            if not poll.poll(patience * 1000):
+                self.silent = True
+                self._kill()
+                return
+            data = os.read(self._pipe, 1 << 16)
+            if not data:
+                return
+            *lines, rest = (rest + data).split(b"\n")
+            yield from map(decode, lines)
+
+    def status(self) -> int:
+        """Its exit status, negative for a signal. Waits for it."""
+        if self._status is None:
+            os.close(self._pipe)
+            self._status = self._wait()
+        return self._status
+
+    def _kill(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self._pid, signal.SIGKILL)
+
+
+def _may_fork() -> bool:
+    """A fork is the faster child, where nothing in this process can trip over it."""
+    return (
+        len(os.listdir("/proc/self/task")) == 1
+        and "torch" not in sys.modules
+        and "numpy" not in sys.modules
+        and not environments.any_open()
+    )
+
+
+def _fork(jobs: list[Job]) -> tuple[int, int, Callable[[], int]]:
+    pipe, out = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            os.close(pipe)
+            _die_quietly()
+            answer(jobs, out)
+            status = 0
+        finally:
+            os._exit(status)
+    os.close(out)
+    return pid, pipe, lambda: os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def _spawn(jobs: list[Job]) -> tuple[int, int, Callable[[], int]]:
+    import subprocess  # most processes never need it, and it is slow to import
+
+    child = subprocess.Popen(
+        [sys.executable, "-I", "-S", "-c", _SPAWNED, *map(os.path.abspath, sys.path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+    )
+    assert child.stdin is not None and child.stdout is not None
+    pipe = os.dup(child.stdout.fileno())
+    child.stdout.close()
+    with contextlib.suppress(BrokenPipeError), child.stdin:
+        child.stdin.write(msgspec.json.encode(jobs))
+    return child.pid, pipe, child.wait

@@ -1,0 +1,239 @@
+"""The recovery decision: what the next attempt restores, what was rejected, what was lost.
+
+Owns folding a run from its files, choosing the recovery point, and entering the next attempt with
+its plan. It changes nothing but the sequence, by one entry; crashing anywhere in it and starting
+over ends in the same plan (P7).
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Iterator
+from collections.abc import Sequence as Many
+from pathlib import Path
+from typing import NamedTuple
+
+from walrecover import entries as model
+from walrecover import snapshot
+from walrecover.entries import AttemptEntry, CommitEntry, Entry, Holder, Plan, Rejected, SnapshotRef
+from walrecover.errors import Corrupt, NothingToResume, RunBusy, UnsupportedVersion
+from walrecover.events import Event, RecoveryPlanned, Unknown
+from walrecover.failpoints import failpoint
+from walrecover.journal import Reader, examine_all, find_streams
+from walrecover.processes import is_alive
+from walrecover.rundir import RunDir
+from walrecover.sequence import Sequence
+from walrecover.state import RunState, StreamKey, StreamRecord, fold
+
+RESUME = ("auto", "must", "never")
+
+
+class Begun(NamedTuple):
+    """An attempt that was entered. `line` is what people read."""
+
+    entry: AttemptEntry
+    event: RecoveryPlanned
+    line: str
+
+
+class Verdict(NamedTuple):
+    """The recovery point (None: from the beginning) and the candidates passed over."""
+
+    base: SnapshotRef | None
+    rejected: tuple[Rejected, ...]
+
+
+def fold_run(run: RunDir, entries: Many[Entry] | None = None) -> RunState:
+    """Fold all of a run. Damage in a stream is named in its record's `losses`, never raised:
+    no state depends on it, and everything before the damage is used."""
+    found = Sequence(run.sequence).read() if entries is None else entries
+    records: dict[StreamKey, StreamRecord] = {}
+    streams = find_streams(run.journal)
+    reports = examine_all(streams)
+    for stream, path in streams:
+        key = StreamKey(*stream)
+        record = records[key] = StreamRecord()
+        report = reports[stream]
+        if report.problem:
+            record.losses.append(f"{stream.writer} of attempt {stream.attempt}: {report.problem}")
+            if not report.readable:
+                continue
+        state = fold((), {key: _read(path, record, report.last)}, {key: record})
+        records[key] = state.records[key]
+    return RunState(tuple(found), records)
+
+
+def _read(
+    path: Path, record: StreamRecord, last: int
+) -> Iterator[tuple[int, Event | Unknown]]:
+    try:
+        with Reader(path) as reader:
+            yield from reader.read(upto=last)
+    except (Corrupt, UnsupportedVersion, OSError) as error:
+        if str(error) not in " ".join(record.losses):
+            record.losses.append(str(error))
+
+
+def choose(run: RunDir, entries: Many[Entry], *, at: int | None = None) -> Verdict:
+    """The newest candidate (at or before step `at`) that verifies, newest first along the chain.
+
+    Raises Corrupt where there were candidates and none verifies: starting over would pass for
+    recovery. Damage that the newest plan has confirmed is not read again (rule 5); what could
+    only not be read is tried again.
+    """
+    newest = model.newest_attempt(entries)
+    inherited = {
+        r.manifest: r for r in (newest.plan.rejected if newest else ()) if r.confirmed
+    }
+    rejected: list[Rejected] = []
+    for commit in model.candidates(entries):
+        ref = commit.snapshot
+        if at is not None and ref.step > at:
+            continue
+        if ref.manifest in inherited:
+            rejected.append(inherited[ref.manifest])
+            continue
+        try:
+            snapshot.verify(run, ref)
+        except (Corrupt, UnsupportedVersion) as error:
+            rejected.append(Rejected(ref.step, ref.attempt, ref.manifest, str(error)))
+        except OSError as error:
+            reason = f"{ref.name} cannot be read: {error}"
+            rejected.append(Rejected(ref.step, ref.attempt, ref.manifest, reason, confirmed=False))
+        else:
+            return Verdict(ref, tuple(rejected))
+    return Verdict(None, tuple(rejected))
+
+
+def begin_attempt(run: RunDir, holder: Holder, *, resume: str = "auto") -> Begun:
+    """Enter the next attempt with its plan. Raises RunBusy, NothingToResume, Corrupt,
+    UnsupportedVersion or StorageFailed; then nothing was entered."""
+    began = time.monotonic()
+    sequence = Sequence(run.sequence)
+    seen: list[Entry] = []
+    verdict = Verdict(None, ())
+
+    def decide(found: list[Entry]) -> Entry:
+        nonlocal seen, verdict
+        seen = found
+        require_free(found, holder)
+        failpoint("recovery.folded")
+        verdict = Verdict(None, ()) if resume == "never" else choose(run, found)
+        if verdict.base is None and resume != "never":
+            if verdict.rejected:
+                raise Corrupt(_nothing_verifies(run, verdict.rejected))
+            if resume == "must":
+                raise NothingToResume(f"run {run.name} has no committed snapshot to resume from")
+        failpoint("recovery.verified")
+        newest = model.newest_attempt(found)
+        return AttemptEntry(
+            id=secrets.token_hex(8),
+            at=time.time(),
+            number=newest.number + 1 if newest else 1,
+            nonce=secrets.token_hex(4),
+            plan=Plan(verdict.base, verdict.rejected, fresh=resume == "never"),
+            holder=holder,
+        )
+
+    entries, _ = sequence.settle(decide)
+    failpoint("recovery.planned")
+    entry = entries[-1]
+    assert isinstance(entry, AttemptEntry)
+    state = fold_run(run, seen)
+    event = planned_event(state, entry.plan, time.monotonic() - began)
+    return Begun(entry, event, describe(run, entry, event, model.finished(seen)))
+
+
+def planned_event(state: RunState, plan: Plan, seconds: float) -> RecoveryPlanned:
+    last = state.last_step()
+    base = plan.base.step if plan.base else 0
+    return RecoveryPlanned(
+        at=time.time(),
+        plan=plan,
+        last_step=last,
+        lost_steps=max(0, last - base),
+        losses=tuple(loss for record in state.records.values() for loss in record.losses),
+        seconds=seconds,
+    )
+
+
+def describe(run: RunDir, entry: AttemptEntry, event: RecoveryPlanned, finished: bool) -> str:
+    base = entry.plan.base
+    if base is None:
+        if entry.number == 1:
+            return f"run {run.name}: new, in {run.path}"
+        return f"run {run.name}: attempt {entry.number} starts from the beginning"
+    line = f"run {run.name}: attempt {entry.number} resumes after step {base.step}"
+    if finished:
+        line += " (finished)"
+    if event.lost_steps:
+        line += f", {event.lost_steps} completed steps are done again"
+    for rejected in event.plan.rejected:
+        line += f"; step {rejected.step} was rejected: {rejected.reason}"
+    return line
+
+
+def _nothing_verifies(run: RunDir, rejected: Many[Rejected]) -> str:
+    reasons = "; ".join(f"step {r.step}: {r.reason}" for r in rejected[:3])
+    return (
+        f"no snapshot of run {run.name} verifies ({reasons}). Mend the storage and run again, or "
+        f"start over from the beginning with WALRECOVER_RESUME=never"
+    )
+
+
+def require_free(entries: Many[Entry], holder: Holder) -> None:
+    """Raises RunBusy where the newest attempt's holder lives and is not `holder`'s own."""
+    newest = model.newest_attempt(entries)
+    if newest is None:
+        return
+    other = newest.holder
+    same = (other.boot, other.pid, other.started) == (holder.boot, holder.pid, holder.started)
+    ours = bool(other.supervisor) and other.supervisor == holder.supervisor
+    if same or ours:
+        return
+    if is_alive(other):
+        raise RunBusy(
+            f"the run is held by {other}, which is alive: end it, or wait for it"
+        )
+
+
+def progress(run: RunDir, entry: AttemptEntry) -> tuple[bool, int]:
+    """Whether some rank of the attempt finished restoring, and how many steps it completed."""
+    streams = [
+        (stream, path)
+        for stream, path in find_streams(run.journal)
+        if (stream.attempt, stream.nonce) == (entry.number, entry.nonce)
+        and stream.writer.startswith("rank-")
+    ]
+    restored, steps = False, 0
+    reports = examine_all(streams)
+    for stream, path in streams:
+        if not reports[stream].readable:
+            continue
+        key = StreamKey(*stream)
+        record = StreamRecord()
+        record = fold((), {key: _read(path, record, reports[stream].last)}).records[key]
+        restored = restored or record.resumed is not None
+        steps = max(steps, sum(last - first + 1 for first, last in record.steps))
+    return restored, steps
+
+
+def commits_at(entries: Many[Entry], at: int | None) -> list[CommitEntry]:
+    """The candidates at or before a step."""
+    return [c for c in model.candidates(entries) if at is None or c.snapshot.step <= at]
+
+
+__all__ = [
+    "RESUME",
+    "Begun",
+    "Verdict",
+    "begin_attempt",
+    "choose",
+    "commits_at",
+    "describe",
+    "fold_run",
+    "planned_event",
+    "progress",
+    "require_free",
+]

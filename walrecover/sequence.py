@@ -1,0 +1,104 @@
+"""The sequence's files: read from the first entry, create the next one if it is absent.
+
+Owns numbering, durability and settling of doubtful writes (rule 1); what entries mean is
+`entries`'. The seam that other backends implement is these two: `read` and `create_next`.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+from walrecover import entries as model
+from walrecover.entries import Entry
+from walrecover.errors import Corrupt, StorageFailed
+from walrecover.failpoints import failpoint
+from walrecover.files import create_if_absent, read_regular, storage, sync_directory
+
+_NAME = re.compile(r"(\d{8,})\.json")
+
+
+class Sequence:
+    """One run's sequence in a folder that all hosts of the run share."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def read(self) -> list[Entry]:
+        """All entries in order; entry n is item n-1.
+
+        Raises Corrupt for a gap or a damaged entry: decisions after it cannot be trusted, and
+        guessing past it could bring back what was retired.
+        """
+        try:
+            names = sorted(
+                int(match[1]) for match in map(_NAME.fullmatch, os.listdir(self.folder)) if match
+            )
+        except FileNotFoundError:
+            return []
+        for expected, number in enumerate(names, start=1):
+            if number != expected:
+                raise Corrupt(
+                    f"sequence entry {expected} is missing in {self.folder}, though {number} exists"
+                )
+        return [self._entry(number) for number in names]
+
+    def _entry(self, number: int) -> Entry:
+        data = read_regular(self.folder, f"{number:08d}.json", model.MAX_ENTRY_BYTES)
+        return model.decode(data, number)
+
+    def create_next(self, seen: int, entry: Entry) -> bool:
+        """Create entry `seen` + 1; False where somebody else already did (then read again).
+
+        An error in between is settled by reading back: True only when the entry there is this
+        one and durable. Raises StorageFailed where that cannot be told or made so.
+        """
+        path = self.folder / f"{seen + 1:08d}.json"
+        data = model.encode(entry)
+        try:
+            with storage(f"cannot write sequence entry {seen + 1}"):
+                created = create_if_absent(
+                    path, data, written="sequence.entry.written", linked="sequence.entry.linked"
+                )
+        except StorageFailed:
+            if not self._is_ours(seen + 1, entry.id):
+                raise
+            # The link may have happened before the error: nobody acts on it before it is durable.
+            with storage(f"sequence entry {seen + 1} exists but cannot be made durable"):
+                sync_directory(self.folder)
+            created = True
+        if not created:
+            # Over NFS a link can succeed and its answer be lost.
+            created = self._is_ours(seen + 1, entry.id)
+            if created:
+                with storage(f"sequence entry {seen + 1} exists but cannot be made durable"):
+                    sync_directory(self.folder)
+        if created:
+            failpoint("sequence.entry.synced")
+        return created
+
+    def _is_ours(self, number: int, identity: str) -> bool:
+        try:
+            return self._entry(number).id == identity
+        except (OSError, Corrupt):
+            return False
+
+    def settle(self, decide: Callable[[list[Entry]], Entry | None]) -> tuple[list[Entry], bool]:
+        """Read, decide, create; where another entry came first, read and decide anew.
+
+        `decide` gets all entries and returns the next one or None (nothing to do); it may raise.
+        Returns the entries as they then stand, and whether ours is the last of them.
+        """
+        while True:
+            found = self.read()
+            entry = decide(found)
+            if entry is None:
+                return found, False
+            # What was read may not be durable yet: nobody acts on an entry before it is.
+            if found:
+                with storage("cannot make the sequence durable"):
+                    sync_directory(self.folder)
+            if self.create_next(len(found), entry):
+                return [*found, entry], True

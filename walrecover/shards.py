@@ -1,0 +1,251 @@
+"""The shard store: one rank's files of a snapshot, written once, read with every check.
+
+Owns safetensors and msgpack files below `snapshots/`; knows nothing of torch (tensors come as
+addresses, go as bytes), of votes or of the sequence. Every byte of a shard is covered by exactly
+one digest: the header's, or that of the tensor it belongs to.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import threading
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+from blake3 import blake3
+
+from walrecover.errors import Corrupt, StorageFailed
+from walrecover.failpoints import failpoint
+from walrecover.files import open_regular, storage, sync_file, write_durably
+from walrecover.manifest import FileAt, TensorAt, digest_of
+
+CHUNK_BYTES = 4 << 20
+MAX_PLAIN_BYTES = 4 << 30
+
+
+class TensorData(NamedTuple):
+    """Contiguous little-endian bytes in memory. `owner` keeps them alive."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    address: int
+    nbytes: int
+    owner: object
+
+    def view(self) -> memoryview:
+        if not self.nbytes:
+            return memoryview(b"")
+        return memoryview((ctypes.c_char * self.nbytes).from_address(self.address)).cast("B")
+
+
+
+def digests(tensors: Mapping[str, TensorData]) -> dict[str, str]:
+    """The digest of every tensor's bytes, each piece of memory hashed once."""
+    seen: dict[tuple[int, int], str] = {}
+    found = {}
+    for name, tensor in tensors.items():
+        place = (tensor.address, tensor.nbytes)
+        if place not in seen:
+            seen[place] = digest_of(tensor.view())
+        found[name] = seen[place]
+    return found
+
+
+def spec_of(tensor: TensorData) -> Any:
+    """How safetensors is told of a tensor. A dtype that it does not know travels as bytes; its
+    name is in the vote."""
+    from safetensors import TensorSpec
+
+    place = {"data_ptr": tensor.address, "data_len": tensor.nbytes}
+    try:
+        return TensorSpec(dtype=tensor.dtype, shape=tensor.shape, **place)
+    except Exception:
+        return TensorSpec(dtype="uint8", shape=(tensor.nbytes,), **place)
+
+
+def write_tensors(
+    snapshots: Path, relative: str, tensors: Mapping[str, TensorData]
+) -> tuple[FileAt, dict[str, TensorAt]]:
+    """Write a safetensors shard, durable on return (its name is durable once the folder is).
+
+    Tensors that are the same memory are written once. Hashing runs beside the write.
+    Raises StorageFailed.
+    """
+    from safetensors import serialize_file
+
+    path = snapshots / relative
+    if path.exists():
+        raise StorageFailed(f"{path} exists already: the names of shards are written once")
+    keys: dict[tuple[int, int, str, tuple[int, ...]], str] = {}
+    for name, tensor in tensors.items():
+        keys.setdefault((tensor.address, tensor.nbytes, tensor.dtype, tensor.shape), name)
+    unique = {name: tensors[name] for name in keys.values()}
+    specs = {name: spec_of(tensor) for name, tensor in unique.items()}
+    found: dict[str, str] = {}
+    hasher = threading.Thread(target=lambda: found.update(digests(unique)), name="walrecover-hash")
+    hasher.start()
+    try:
+        with storage(f"cannot write {path}"):
+            try:
+                serialize_file(specs, path)
+            except OSError:
+                raise
+            except Exception as error:  # safetensors has its own error type for I/O
+                raise OSError(None, str(error), str(path)) from error
+            failpoint("shards.tensors.written")
+            sync_file(path)
+    finally:
+        hasher.join()
+    failpoint("shards.tensors.synced")
+    fd = open_regular(snapshots, relative)
+    try:
+        header = _read_header(fd, relative)
+        size = os.fstat(fd).st_size
+    finally:
+        os.close(fd)
+    addresses = {
+        name: TensorAt(
+            relative,
+            keys[(tensor.address, tensor.nbytes, tensor.dtype, tensor.shape)],
+            found[keys[(tensor.address, tensor.nbytes, tensor.dtype, tensor.shape)]],
+            tensor.dtype,
+            tensor.shape,
+        )
+        for name, tensor in tensors.items()
+    }
+    return FileAt(size, digest_of(header)), addresses
+
+
+def write_plain(snapshots: Path, relative: str, data: bytes) -> FileAt:
+    """Write a rank's msgpack file, durable on return. Raises StorageFailed."""
+    path = snapshots / relative
+    with storage(f"cannot write {path}"):
+        try:
+            write_durably(path, data)
+        except FileExistsError:
+            raise StorageFailed(f"{path} exists already: the names of shards are written once") from None
+    failpoint("shards.plain.written")
+    return FileAt(len(data), digest_of(data))
+
+
+def _read_header(fd: int, relative: str) -> bytes:
+    length = int.from_bytes(os.pread(fd, 8, 0), "little")
+    size = os.fstat(fd).st_size
+    if not 0 < length <= size - 8:
+        raise Corrupt(f"{relative}: its header says {length} bytes, the file has {size}")
+    header = os.pread(fd, length + 8, 0)
+    if len(header) != length + 8:
+        raise Corrupt(f"{relative}: its header is cut short")
+    return header
+
+
+class _Span(msgspec.Struct):
+    data_offsets: tuple[int, int]
+
+
+class Shard:
+    """A safetensors file open for reading, its header checked against the vote.
+
+    Raises Corrupt (a difference, a missing or short file) or OSError (the disk cannot be read,
+    which is no proof of damage).
+    """
+
+    def __init__(self, snapshots: Path, relative: str, at: FileAt) -> None:
+        self.relative = relative
+        self._fd = _open(snapshots, relative, at)
+        try:
+            header = _read_header(self._fd, relative)
+            if digest_of(header) != at.digest:
+                raise Corrupt(f"{relative}: its header is not the one that was written")
+            entries: dict[str, msgspec.Raw] = msgspec.json.decode(
+                header[8:], type=dict[str, msgspec.Raw]
+            )
+            self._spans = {
+                key: msgspec.json.decode(raw, type=_Span).data_offsets
+                for key, raw in entries.items()
+                if key != "__metadata__"
+            }
+            self._start = len(header)
+        except BaseException:
+            self.close()
+            raise
+
+    def read(self, name: str, tensor: TensorAt, into: bytearray | memoryview | None) -> None:
+        """Read one tensor's bytes, into a buffer of its size or only past the check."""
+        if tensor.key not in self._spans:
+            raise Corrupt(f"{self.relative}: no tensor {tensor.key}")
+        begin, end = self._spans[tensor.key]
+        hasher = blake3()
+        scratch = None if into is not None else bytearray(min(CHUNK_BYTES, end - begin))
+        place = 0
+        while begin + place < end:
+            want = min(CHUNK_BYTES, end - begin - place)
+            if into is not None:
+                view = memoryview(into)[place : place + want]
+            else:
+                assert scratch is not None
+                view = memoryview(scratch)[:want]
+            got = os.preadv(self._fd, [view], self._start + begin + place)
+            if got == 0:
+                raise Corrupt(f"{self.relative}: {name} is cut short")
+            hasher.update(view[:got])
+            place += got
+        if "blake3:" + hasher.hexdigest() != tensor.digest:
+            raise Corrupt(f"{self.relative}: the bytes of {name} are not the ones that were written")
+
+    def size_of(self, tensor: TensorAt) -> int:
+        if tensor.key not in self._spans:
+            raise Corrupt(f"{self.relative}: no tensor {tensor.key}")
+        begin, end = self._spans[tensor.key]
+        return end - begin
+
+    def close(self) -> None:
+        os.close(self._fd)
+
+    def __enter__(self) -> Shard:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _open(snapshots: Path, relative: str, at: FileAt) -> int:
+    try:
+        fd = open_regular(snapshots, relative)
+    except FileNotFoundError:
+        raise Corrupt(f"{relative} is missing") from None
+    size = os.fstat(fd).st_size
+    if size != at.bytes:
+        os.close(fd)
+        raise Corrupt(f"{relative} has {size} bytes, not the {at.bytes} that were written")
+    return fd
+
+
+def read_plain(snapshots: Path, relative: str, at: FileAt) -> bytes:
+    """A rank's msgpack file, checked. Raises as `Shard`."""
+    if at.bytes > MAX_PLAIN_BYTES:
+        raise Corrupt(f"{relative}: {at.bytes} bytes are more than a plain state may have")
+    with os.fdopen(_open(snapshots, relative, at), "rb") as file:
+        data = file.read(at.bytes + 1)
+    if digest_of(data) != at.digest:
+        raise Corrupt(f"{relative}: its bytes are not the ones that were written")
+    return data
+
+
+def verify_files(
+    snapshots: Path, files: Mapping[str, FileAt], tensors: Iterable[tuple[str, TensorAt]]
+) -> None:
+    """Read everything and compare every digest. Raises as `Shard`, at the first difference."""
+    by_file: dict[str, dict[str, tuple[str, TensorAt]]] = {}
+    for name, tensor in tensors:
+        by_file.setdefault(tensor.file, {})[tensor.key] = (name, tensor)
+    for relative, at in sorted(files.items()):
+        if relative.endswith(".msgpack"):
+            read_plain(snapshots, relative, at)
+            continue
+        with Shard(snapshots, relative, at) as shard:
+            for name, tensor in by_file.get(relative, {}).values():
+                shard.read(name, tensor, None)

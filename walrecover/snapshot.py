@@ -1,0 +1,314 @@
+"""Votes, commits, retention: how a snapshot comes to exist, and how it goes.
+
+Owns the commit protocol over the shard store and the sequence (specs/04-snapshots.md). Knows
+nothing of torch or of the training loop; what to do about a failure is the caller's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import shutil
+import time
+from collections.abc import Mapping
+from typing import Any, NamedTuple, Protocol
+
+from walrecover import entries as model
+from walrecover import manifest as votes
+from walrecover import plain, shards
+from walrecover.entries import (
+    CommitEntry,
+    Entry,
+    RetirementEntry,
+    SnapshotRef,
+    snapshot_name,
+)
+from walrecover.errors import Corrupt, Fenced, StorageFailed, WalrecoverError
+from walrecover.failpoints import failpoint
+from walrecover.files import (
+    create_if_absent,
+    make_directory,
+    read_regular,
+    storage,
+    sync_directory,
+)
+from walrecover.manifest import Manifest, Part, TensorAt
+from walrecover.rundir import RunDir
+from walrecover.sequence import Sequence
+from walrecover.shards import TensorData
+
+
+class DurableStream(Protocol):
+    """What a vote needs of the rank's journal."""
+
+    def sync(self) -> tuple[int, bytes]: ...
+
+    def envelopes(self, after: int, upto: int) -> list[bytes]: ...
+
+
+class Capture(NamedTuple):
+    """One rank's state at a boundary, as it goes to disk.
+
+    `tensors`: every tensor by name; those in `shared` are replicated over the ranks, and only
+    rank 0 writes them. `tree`: the rest of the state (`plain`'s wire form).
+    `events_after`: the LSN up to which this rank's events lie behind an earlier commit.
+    """
+
+    run: str
+    step: int
+    end: bool
+    attempt: int
+    nonce: str
+    rank: int
+    world: int
+    base: str
+    position: str
+    tensors: Mapping[str, TensorData]
+    shared: frozenset[str]
+    tree: Any
+    writer: str
+    events_after: int
+
+    @property
+    def name(self) -> str:
+        return snapshot_name(self.step, self.attempt, self.nonce, self.end)
+
+
+def vote(run: RunDir, capture: Capture, journal: DurableStream) -> Part:
+    """Make this rank's shard and journal durable, then say so (rules 2, 6). Raises StorageFailed.
+
+    After an error the capture's name is spent: nothing under it is written again.
+    """
+    folder = run.snapshots / capture.name
+    with storage(f"cannot make {folder}"):
+        make_directory(folder)
+    stem = f"{capture.name}/rank-{capture.rank:05d}"
+    mine = {
+        name: tensor
+        for name, tensor in capture.tensors.items()
+        if capture.rank == 0 or name not in capture.shared
+    }
+    file, addresses = shards.write_tensors(run.snapshots, f"{stem}.safetensors", mine)
+    replicated = {name: at.digest for name, at in addresses.items() if name in capture.shared}
+    if capture.rank != 0:
+        others = {n: t for n, t in capture.tensors.items() if n in capture.shared}
+        replicated = shards.digests(others)
+        # Rank 0 writes them; where they lie is known, and that they are there is checked at commit.
+        source = f"{capture.name}/rank-{0:05d}.safetensors"
+        addresses |= {
+            name: TensorAt(source, name, replicated[name], t.dtype, t.shape)
+            for name, t in others.items()
+        }
+    lsn, chain = journal.sync()
+    rest = {
+        "format": 1,
+        "state": capture.tree,
+        "writer": capture.writer,
+        "events": journal.envelopes(capture.events_after, lsn),
+    }
+    plain_file = shards.write_plain(run.snapshots, f"{stem}.msgpack", plain.encode(rest))
+    part = Part(
+        run=capture.run,
+        step=capture.step,
+        end=capture.end,
+        attempt=capture.attempt,
+        nonce=capture.nonce,
+        rank=capture.rank,
+        world=capture.world,
+        base=capture.base,
+        position=capture.position,
+        files={f"{stem}.safetensors": file, f"{stem}.msgpack": plain_file},
+        tensors=addresses,
+        replicated=replicated,
+        writer=capture.writer,
+        lsn=lsn,
+        chain=chain.hex(),
+    )
+    with storage(f"cannot vote in {folder}"):
+        sync_directory(folder)
+        failpoint("snapshot.vote.before")
+        if not create_if_absent(folder / f"rank-{capture.rank:05d}.part", votes.encode(part)):
+            raise StorageFailed(f"{folder} holds a vote of rank {capture.rank} already")
+        failpoint("snapshot.vote.after")
+    return part
+
+
+class Disagreed(WalrecoverError):
+    """The votes for a step do not make a snapshot; it is abandoned."""
+
+
+def read_votes(run: RunDir, name: str, world: int) -> list[Part] | None:
+    """All votes for a capture, or None while some are missing. Raises Corrupt."""
+    found = []
+    for rank in range(world):
+        try:
+            data = read_regular(
+                run.snapshots, f"{name}/rank-{rank:05d}.part", votes.MAX_MANIFEST_BYTES
+            )
+        except FileNotFoundError:
+            return None
+        found.append(votes.decode_part(data))
+    return found
+
+
+def commit(
+    run: RunDir, *, step: int, end: bool, attempt: int, nonce: str, world: int, finished: bool
+) -> CommitEntry | None:
+    """Commit a capture if every rank has voted for it; None while votes are missing.
+
+    Raises Disagreed (the votes differ: abandoned), Fenced (a newer attempt exists: nothing was
+    committed, and never will be by this one), StorageFailed.
+    """
+    name = snapshot_name(step, attempt, nonce, end)
+    parts = read_votes(run, name, world)
+    if parts is None:
+        return None
+    reason = votes.disagreement(parts) or _misplaced(parts)
+    if reason:
+        raise Disagreed(f"step {step}: {reason}")
+    data = votes.encode(
+        votes.seal_manifest(parts, [votes.digest_of(votes.encode(part)) for part in parts])
+    )
+    failpoint("snapshot.manifest.before")
+    path = run.snapshots / name / "manifest.json"
+    with storage(f"cannot write {path}"):
+        if not create_if_absent(path, data) and path.read_bytes() != data:
+            raise StorageFailed(f"{path} exists already, with another content")
+    failpoint("snapshot.manifest.after")
+    ref = SnapshotRef(
+        step=step, attempt=attempt, nonce=nonce, manifest=votes.digest_of(data), end=end
+    )
+    entry = CommitEntry(
+        id=secrets.token_hex(8), at=time.time(), snapshot=ref, finished=finished
+    )
+
+    def decide(found: list[Entry]) -> Entry | None:
+        require_newest(found, attempt, nonce)
+        own = [c for c in model.commits(found) if c.snapshot.nonce == nonce]
+        if own and (own[-1].snapshot.step, own[-1].snapshot.end) >= (step, end):
+            raise Disagreed(f"step {step}: this attempt has committed step {own[-1].snapshot.step}")
+        _refuse_retired(found, parts)
+        return entry
+
+    Sequence(run.sequence).settle(decide)
+    failpoint("snapshot.committed")
+    return entry
+
+
+def _misplaced(parts: list[Part]) -> str | None:
+    """A vote that says a tensor lies where rank 0 did not put it."""
+    written = parts[0].tensors
+    for part in parts[1:]:
+        for name in part.replicated:
+            if name not in written or written[name].digest != part.replicated[name]:
+                return f"rank 0 did not write {name}, which rank {part.rank} leaves to it"
+    return None
+
+
+def require_newest(found: list[Entry], attempt: int, nonce: str) -> None:
+    """Raises Fenced unless the attempt is the newest of the sequence (P4)."""
+    newest = model.newest_attempt(found)
+    if newest is None or (newest.number, newest.nonce) != (attempt, nonce):
+        who = f"attempt {newest.number} by {newest.holder}" if newest else "nobody"
+        raise Fenced(
+            f"attempt {attempt} was superseded: the run belongs to {who}; this process must end"
+        )
+
+
+def _refuse_retired(found: list[Entry], parts: list[Part]) -> None:
+    """A manifest that references a shard of a retired snapshot is refused (rule 9)."""
+    void = model.retired(found)
+    gone = {c.snapshot.name for c in model.commits(found) if c.snapshot.manifest in void}
+    for part in parts:
+        for path in part.files:
+            if path.split("/")[0] in gone:
+                raise Disagreed(f"step {part.step}: {path} belongs to a retired snapshot")
+
+
+def load_manifest(run: RunDir, ref: SnapshotRef) -> Manifest:
+    """The manifest that a commit names. Raises Corrupt, UnsupportedVersion, OSError."""
+    try:
+        data = read_regular(
+            run.snapshots, f"{ref.name}/manifest.json", votes.MAX_MANIFEST_BYTES
+        )
+    except FileNotFoundError:
+        raise Corrupt(f"{ref.name}/manifest.json is missing") from None
+    if votes.digest_of(data) != ref.manifest:
+        raise Corrupt(f"{ref.name}/manifest.json is not the one that was committed")
+    found = votes.decode_manifest(data)
+    if found.name != ref.name:
+        raise Corrupt(f"{ref.name}/manifest.json describes {found.name}")
+    return found
+
+
+def verify(run: RunDir, ref: SnapshotRef) -> Manifest:
+    """Read back all of a snapshot. Raises Corrupt naming the first difference, or OSError."""
+    found = load_manifest(run, ref)
+    shards.verify_files(
+        run.snapshots,
+        found.files(),
+        ((name, at) for part in found.parts for name, at in part.tensors.items()),
+    )
+    return found
+
+
+def retire(
+    run: RunDir, *, attempt: int, nonce: str, verified: frozenset[str], keep: int
+) -> tuple[SnapshotRef, ...]:
+    """Retire what retention allows, then delete what is retired (rules 9, 10).
+
+    Returns what was retired now. Raises Fenced, StorageFailed.
+    """
+    chosen: tuple[SnapshotRef, ...] = ()
+
+    def decide(found: list[Entry]) -> Entry | None:
+        nonlocal chosen
+        require_newest(found, attempt, nonce)
+        chosen = model.retirable(found, verified, keep)
+        if not chosen:
+            return None
+        return RetirementEntry(
+            id=secrets.token_hex(8),
+            at=time.time(),
+            attempt=attempt,
+            nonce=nonce,
+            manifests=tuple(ref.manifest for ref in chosen),
+        )
+
+    found, created = Sequence(run.sequence).settle(decide)
+    if created:
+        failpoint("snapshot.retired")
+    if created or model.retired(found):
+        delete_void(run, found)
+    return chosen if created else ()
+
+
+def delete_void(run: RunDir, found: list[Entry]) -> None:
+    """Delete the files of retired snapshots, and captures that can never commit any more.
+
+    Those are the captures of older attempts, and the newest attempt's below its last commit.
+    """
+    void = model.retired(found)
+    alive = {c.snapshot.name for c in model.commits(found) if c.snapshot.manifest not in void}
+    newest = model.newest_attempt(found)
+    if newest is None:
+        return
+    own = [c.snapshot for c in model.commits(found) if c.snapshot.nonce == newest.nonce]
+    floor = (own[-1].step, own[-1].end) if own else (0, False)
+    with storage(f"cannot delete below {run.snapshots}"):
+        for entry in sorted(os.scandir(run.snapshots), key=lambda e: e.name):
+            if entry.name in alive or not entry.is_dir(follow_symlinks=False):
+                continue
+            capture = votes.parse_snapshot_name(entry.name)
+            if capture and capture[2] == newest.label and capture[:2] > floor:
+                continue  # its votes may still meet
+            failpoint("snapshot.deleting")
+            # The manifest first: what is half gone must not look whole.
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(os.path.join(entry.path, "manifest.json"))
+            shutil.rmtree(entry.path, ignore_errors=True)
+        for folder in os.scandir(run.attempts):
+            if folder.name != newest.label and folder.is_dir(follow_symlinks=False):
+                shutil.rmtree(folder.path, ignore_errors=True)
+
