@@ -1,0 +1,5 @@
+"""`python -m walrecover.cli`."""
+
+from walrecover.cli import main
+
+main()

@@ -1,0 +1,86 @@
+"""`walrecover run`: options in, the supervisor out."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import click
+
+from walrecover import pace
+from walrecover.cli.options import directory, journal_dir
+from walrecover.errors import BadInput
+from walrecover.policy import Policy
+from walrecover.rundir import RunDir, check_name, default_name, find_root
+
+
+@click.command(
+    "run",
+    context_settings={"allow_interspersed_args": False},
+    help="Supervise a training command: restart it when it dies, resume it where it stood. The "
+    "exit code is the command's.",
+)
+@click.option("--name", metavar="RUN", envvar="WALRECOVER_RUN", help="The run's name.")
+@directory
+@journal_dir
+@click.option(
+    "--every",
+    metavar="PACE",
+    help="Time or steps between snapshots: 30s, 5m, 100steps [default: 30s].",
+)
+@click.option(
+    "--max-restarts",
+    type=click.IntRange(min=0),
+    default=3,
+    show_default=True,
+    help="Restarts in a row without a completed step in between.",
+)
+@click.option("--backoff", type=click.FloatRange(min=0), default=1.0, show_default=True,
+              help="Seconds before the second restart in a row; doubles with each.")
+@click.option(
+    "--resume",
+    type=click.Choice(["auto", "must", "never"]),
+    envvar="WALRECOVER_RESUME",
+    default="auto",
+    show_default=True,
+    help="Resume if there is a snapshot; insist on one; or start over.",
+)
+@click.option("--grace", type=click.FloatRange(min=0), default=60.0, show_default=True,
+              help="Seconds between a stop signal and SIGKILL.")
+@click.argument("cmd", nargs=-1, required=True, type=click.UNPROCESSED, metavar="-- CMD…")
+def command(
+    name: str | None,
+    directory: str | None,
+    journal_dir: str | None,
+    every: str | None,
+    max_restarts: int,
+    backoff: float,
+    resume: str,
+    grace: float,
+    cmd: tuple[str, ...],
+) -> int:
+    from walrecover.supervisor import supervise
+    from walrecover.supervisor.child import Unusable
+
+    if every is not None:
+        pace.parse(every)
+    chosen = check_name(name) if name else name_of_command(list(cmd))
+    journal = Path(journal_dir).absolute() if journal_dir else None
+    run = RunDir(find_root(directory), chosen, journal)
+    policy = Policy(max_restarts=max_restarts, initial=backoff)
+    try:
+        return supervise(cmd, run, policy, every=every, resume=resume, grace=grace)
+    except Unusable as error:
+        print(f"walrecover: {error}", file=sys.stderr)
+        return error.exit_code
+
+
+def name_of_command(cmd: list[str]) -> str:
+    """The name that the script would give itself: by directory, script and its arguments."""
+    if not cmd:
+        raise BadInput("no command: walrecover run -- python train.py")
+    for place, word in enumerate(cmd):
+        if word.endswith(".py") and os.path.exists(word):
+            return default_name(os.getcwd(), os.path.abspath(word), cmd[place + 1 :])
+    return default_name(os.getcwd(), cmd[0], cmd[1:])

@@ -1,0 +1,95 @@
+"""What a run's story is, as plain values: the common ground of tables, JSON and pictures.
+
+Owns the reading of a `RunState` for people; prints nothing.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from walrecover import entries as model
+from walrecover.entries import AttemptEntry
+from walrecover.processes import is_alive
+from walrecover.state import RunState, StreamRecord
+
+
+def state_word(state: RunState) -> str:
+    """finished, running, stopped, or ended (somebody must run it again)."""
+    newest = model.newest_attempt(state.entries)
+    if newest is None:
+        return "empty"
+    if state.finished:
+        return "finished"
+    if is_alive(newest.holder):
+        return "running"
+    records = state.of_attempt(newest.number, newest.nonce).values()
+    if any(record.stopped for record in records):
+        return "stopped"
+    return "ended"
+
+
+def run_row(name: str, state: RunState) -> dict[str, Any]:
+    """One run at a glance."""
+    newest = model.newest_attempt(state.entries)
+    live = state.candidates
+    return {
+        "run": name,
+        "state": state_word(state),
+        "last_step": state.last_step(),
+        "attempts": len(model.attempts(state.entries)),
+        "recovery_point": live[0].snapshot.step if live else None,
+        "committed_at": live[0].at if live else None,
+        "holder": str(newest.holder) if newest else None,
+    }
+
+
+def flow(state: RunState) -> list[dict[str, Any]]:
+    """The recovery flow: for each attempt what it resumed, how it ended, and what was decided.
+
+    `stages` in seconds: planned (recovery), restored (start to every object restored), first step
+    (restored to the next completed step is not known here: the log has it).
+    """
+    story = []
+    for entry in model.attempts(state.entries):
+        story.append(_attempt(state, entry))
+    return story
+
+
+def _attempt(state: RunState, entry: AttemptEntry) -> dict[str, Any]:
+    records = state.of_attempt(entry.number, entry.nonce)
+    supervisor = records.get("supervisor", StreamRecord())
+    ranks = [record for writer, record in sorted(records.items()) if writer.startswith("rank-")]
+    base = entry.plan.base
+    steps = [span for record in ranks for span in record.steps]
+    exited = supervisor.exited[-1] if supervisor.exited else None
+    decided = supervisor.decided[-1] if supervisor.decided else None
+    resumed = next((record.resumed for record in ranks if record.resumed), None)
+    planned = supervisor.planned
+    return {
+        "attempt": entry.number,
+        "began": entry.at,
+        "recovery_point": base.step if base else None,
+        "rejected": [
+            {"step": r.step, "attempt": r.attempt, "reason": r.reason} for r in entry.plan.rejected
+        ],
+        "first_step": min((first for first, _ in steps), default=None),
+        "last_step": max((last for _, last in steps), default=None),
+        "lost_steps": planned.lost_steps if planned else None,
+        "cause": exited.cause if exited else _own_word(ranks),
+        "evidence": exited.evidence if exited else "",
+        "decision": decided.action if decided else "",
+        "reason": decided.reason if decided else "",
+        "stages": {
+            "planned": planned.seconds if planned else None,
+            "restored": resumed.seconds if resumed else None,
+            "ran": exited.seconds if exited else None,
+        },
+    }
+
+
+def _own_word(ranks: list[StreamRecord]) -> str:
+    if any(record.finished for record in ranks):
+        return "finished"
+    if any(record.stopped for record in ranks):
+        return "stopped"
+    return ""

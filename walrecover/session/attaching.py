@@ -1,0 +1,252 @@
+"""`attach`: from objects to a run, new or resumed.
+
+Owns the order in which an attempt begins: objects checked, the attempt agreed by all ranks, the
+stream opened, the plan restored, everybody told. It is the only call that coordinates ranks.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from typing import Any
+
+from walrecover import entries as model
+from walrecover import events as ev
+from walrecover import recovery
+from walrecover.beats import Beat
+from walrecover.entries import AttemptEntry, Holder
+from walrecover.errors import BadInput, Fenced, WalrecoverError
+from walrecover.failpoints import failpoint
+from walrecover.files import create_if_absent, make_directory, storage
+from walrecover.journal import Journal
+from walrecover.processes import identity, watch_supervisor
+from walrecover.rundir import RunDir
+from walrecover.sequence import Sequence
+from walrecover.session import code, restoring, settings
+from walrecover.session.disabled import DisabledRun
+from walrecover.session.meeting import Meeting
+from walrecover.session.restoring import Restored
+from walrecover.session.run import Run
+from walrecover.session.settings import Settings
+from walrecover.torch_adapter import rng
+from walrecover.torch_adapter.objects import Attached
+from walrecover.torch_adapter.ranks import Meeting as Ranks
+from walrecover.torch_adapter.ranks import World, world
+
+_current: list[Run] = []
+
+
+def attach(
+    *,
+    name: str | None = None,
+    dir: str | os.PathLike[str] | None = None,
+    every: str | None = None,
+    resume: str = "auto",
+    strict: bool = True,
+    **objects: Any,
+) -> Run | DisabledRun:
+    """Attach a training loop's objects to a run, and restore them if it has a snapshot.
+
+    Give it everything that makes up the state: objects with `state_dict` and `load_state_dict`
+    (model, optimizer, scheduler, scaler), tensors, generators, dicts and namespaces of plain
+    values and tensors. Every rank calls it, after `init_process_group`.
+
+    `every`: "30s", "5m" or "100steps" between snapshots. `resume`: "auto", "must" or "never".
+    `strict`: names or keys that only the snapshot or only the script has are an error.
+
+    Raises TypeError for an object that cannot be kept; BadInput, RunBusy, Fenced, Mismatch,
+    NothingToResume, Corrupt, UnsupportedVersion or StorageFailed.
+    """
+    if settings.disabled():
+        return DisabledRun(name or "disabled")
+    if not sys.platform.startswith("linux"):
+        raise BadInput("walrecover runs on Linux: it relies on its pidfds, prctl and link")
+    began = time.monotonic()
+    chosen = settings.read(name, dir, every, resume)
+    ranks = world()
+    while _current:
+        _current.pop()._close()
+    attached = Attached(objects)
+    _watch(chosen)
+    run = RunDir(chosen.root, chosen.name, chosen.journal)
+    gathering = Ranks(ranks)
+    begun, error = None, ""
+    if ranks.rank == 0:
+        try:
+            begun = _attempt(run, chosen)
+        except (WalrecoverError, OSError) as problem:
+            if ranks.size == 1:
+                raise
+            begun, error = None, f"!{problem}"
+            gathering.share("attempt", error)
+            raise
+    label = gathering.share("attempt", begun.label if begun else None)
+    if label.startswith("!"):
+        raise WalrecoverError(f"rank 0 could not begin an attempt: {label[1:]}")
+    entry = begun or _entry_of(run, label)
+    gathering.gather("came")
+    return _begin(run, chosen, entry, ranks, attached, gathering, strict, began)
+
+
+def _begin(
+    run: RunDir,
+    chosen: Settings,
+    entry: AttemptEntry,
+    ranks: World,
+    attached: Attached,
+    gathering: Ranks,
+    strict: bool,
+    began: float,
+) -> Run:
+    meeting = Meeting(run.meeting(entry.number, entry.nonce), ranks.rank, ranks.size)
+    beat = Beat(meeting.folder, ranks.rank)
+    version = code.current(ranks.size)
+    writer = f"rank-{ranks.rank}"
+    holder = identity()
+    journal = Journal.create(
+        run.stream(entry.number, entry.nonce, writer),
+        attempt=entry.number,
+        first=ev.AttemptBegun(
+            at=time.time(),
+            run=run.name,
+            attempt=entry.number,
+            nonce=entry.nonce,
+            writer=writer,
+            rank=ranks.rank,
+            world=ranks.size,
+            host=holder.host,
+            pid=holder.pid,
+            code=version,
+        ),
+    )
+    beat.say("restoring")
+    restored: Restored | None = None
+    if entry.plan.base is not None:
+        try:
+            restored = restoring.read(run, entry.plan.base, ranks.rank, ranks.size)
+            _compare(journal, restored, version, chosen)
+            notes = attached.check(restored.stored, strict)
+            notes += attached.restore(restored.stored, strict)
+            rng.restore(restored.rng)
+        except (WalrecoverError, OSError) as error:
+            journal.append(ev.PlanFailed(at=time.time(), reason=str(error)))
+            journal.close()
+            raise
+        for note in notes:
+            print(f"walrecover: not restored: {note}", file=sys.stderr)
+        failpoint("restore.applied")
+        step = restored.step
+        journal.append(ev.Resumed(at=time.time(), step=step, seconds=time.monotonic() - began))
+    else:
+        journal.append(ev.Resumed(at=time.time(), step=0, seconds=time.monotonic() - began))
+    gathering.gather("restored")  # no rank steps before all have said so (rule 5)
+    failpoint("restore.announced")
+    found = Sequence(run.sequence).read()
+    finished = bool(entry.plan.base) and model.finished(found)
+    made = Run(
+        directory=run,
+        settings=chosen,
+        entry=entry,
+        ranks=ranks,
+        attached=attached,
+        journal=journal,
+        meeting=meeting,
+        beat=beat,
+        restored=restored,
+        finished=finished,
+        strict=strict,
+        code=version,
+    )
+    _current.append(made)
+    return made
+
+
+def _compare(journal: Journal, restored: Restored, version: ev.Code, chosen: Settings) -> None:
+    """Show what changed since the snapshot's attempt, or refuse it if so set."""
+    if restored.code is None:
+        return
+    changed = code.differences(restored.code, version)
+    if not changed:
+        return
+    journal.append(ev.ConfigurationChanged(at=time.time(), differences=changed))
+    text = "; ".join(changed)
+    if chosen.changed == "error":
+        raise BadInput(f"since the snapshot {text}; WALRECOVER_CHANGED=error does not allow it")
+    print(f"walrecover: since the snapshot {text}", file=sys.stderr)
+
+
+def _watch(chosen: Settings) -> None:
+    """End with the supervisor, if there is one."""
+    if chosen.supervisor is None:
+        return
+    pid, started, _ = chosen.supervisor.split(":")
+    if not watch_supervisor(int(pid), float(started)):
+        print("walrecover: the supervisor is gone, this worker ends", file=sys.stderr)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _holder(chosen: Settings) -> Holder:
+    mine = identity()
+    if chosen.supervisor is None:
+        return mine
+    return Holder(
+        host=mine.host,
+        boot=mine.boot,
+        pid=mine.pid,
+        started=mine.started,
+        supervisor=chosen.supervisor.split(":")[2],
+    )
+
+
+def _attempt(run: RunDir, chosen: Settings) -> AttemptEntry:
+    """Rank 0's part: the attempt that the supervisor entered, or a new one.
+
+    An attempt is claimed once: a second process of it (torchrun restarted its workers, `attach`
+    was called again) begins another.
+    """
+    holder = _holder(chosen)
+    if chosen.attempt is not None:
+        found = Sequence(run.sequence).read()
+        newest = model.newest_attempt(found)
+        named = next((e for e in model.attempts(found) if _short(e) == chosen.attempt), None)
+        if named is None:
+            raise BadInput(f"WALRECOVER_ATTEMPT is {chosen.attempt}, which run {run.name} has not")
+        if newest is named:
+            if _claim(run, named):
+                return named
+        elif newest is None or newest.holder.supervisor != holder.supervisor:
+            raise Fenced(f"attempt {named.number} was superseded by {newest and newest.holder}")
+        resume = "auto"
+    else:
+        run.create()
+        resume = chosen.resume
+    begun = recovery.begin_attempt(run, holder, resume=resume)
+    _claim(run, begun.entry)
+    print(f"walrecover: {begun.line}", file=sys.stderr, flush=True)
+    return begun.entry
+
+
+def _short(entry: AttemptEntry) -> str:
+    return f"{entry.number}-{entry.nonce}"
+
+
+def _claim(run: RunDir, entry: AttemptEntry) -> bool:
+    folder = run.meeting(entry.number, entry.nonce)
+    with storage(f"cannot make {folder}"):
+        make_directory(folder)
+        return create_if_absent(folder / "claimed", b"")
+
+
+def _entry_of(run: RunDir, label: str) -> AttemptEntry:
+    for entry in model.attempts(Sequence(run.sequence).read()):
+        if entry.label == label:
+            return entry
+    raise BadInput(
+        f"rank 0 began attempt {label}, which is not in {run.path} as this rank sees it: all "
+        f"ranks need the same directory"
+    )
+
+
+__all__ = ["attach"]

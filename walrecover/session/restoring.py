@@ -1,0 +1,92 @@
+"""Reading a plan's base back: every byte checked, then handed to the torch adapter.
+
+Owns the way from a committed snapshot to objects, RNG and position. Raises Corrupt or Mismatch;
+the caller says so in the journal (PlanFailed) and ends.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import msgspec
+
+from walrecover import plain, shards, snapshot
+from walrecover.entries import SnapshotRef
+from walrecover.errors import Corrupt, Mismatch
+from walrecover.events import Code
+from walrecover.failpoints import failpoint
+from walrecover.rundir import RunDir
+from walrecover.session.loops import Place, Position
+from walrecover.torch_adapter import memory
+from walrecover.torch_adapter.objects import Stored
+
+
+class Restored(NamedTuple):
+    """What this rank gets back."""
+
+    step: int
+    stored: Stored
+    rng: dict[str, Any]
+    position: Position
+    code: Code | None
+
+
+def read(run: RunDir, base: SnapshotRef, rank: int, world: int) -> Restored:
+    """This rank's part of a snapshot, each digest checked as it is read."""
+    manifest = snapshot.load_manifest(run, base)
+    if manifest.world != world:
+        raise Mismatch(
+            f"the snapshot was taken by {manifest.world} ranks, and there are {world} now: start "
+            f"as many as before"
+        )
+    part = manifest.parts[rank]
+    sizes = manifest.files()
+    tensors: dict[str, Any] = {}
+    open_shards: dict[str, shards.Shard] = {}
+    read_once: dict[tuple[str, str], Any] = {}
+    try:
+        for name, at in part.tensors.items():
+            if at.file not in open_shards:
+                open_shards[at.file] = shards.Shard(run.snapshots, at.file, sizes[at.file])
+            shard = open_shards[at.file]
+            place = (at.file, at.key)
+            if place not in read_once:
+                tensor, view = memory.empty(shard.size_of(at))
+                shard.read(name, at, view)
+                read_once[place] = tensor
+            tensors[name] = (read_once[place], at.dtype, at.shape)
+    finally:
+        for shard in open_shards.values():
+            shard.close()
+    own = f"{manifest.name}/rank-{rank:05d}.msgpack"
+    if own not in part.files:
+        raise Corrupt(f"{manifest.name}: the vote of rank {rank} names no {own}")
+    rest = plain.decode(shards.read_plain(run.snapshots, own, part.files[own]))
+    failpoint("restore.read")
+    try:
+        state = rest["state"]
+        return Restored(
+            base.step,
+            Stored(state["objects"], tensors),
+            plain.from_tree(state["rng"]),
+            position_from(state["position"]),
+            msgspec.convert(state["code"], Code),
+        )
+    except (KeyError, TypeError, msgspec.ValidationError) as error:
+        raise Corrupt(f"{own}: no {error} in it") from None
+
+
+def position_tree(position: Position) -> Any:
+    """The wire form of a position."""
+    return plain.to_tree(msgspec.structs.asdict(position) | {
+        "places": [msgspec.structs.asdict(place) for place in position.places]
+    }, "position")
+
+
+def position_from(tree: Any) -> Position:
+    """The position of a wire form. Raises Corrupt."""
+    value = plain.from_tree(tree)
+    try:
+        return Position([Place(**place) for place in value["places"]], list(value["done"]))
+    except (KeyError, TypeError) as error:
+        raise Corrupt(f"position: {error}") from None

@@ -1,0 +1,361 @@
+"""The run that a training loop talks to: steps, boundaries, snapshots, the end.
+
+Owns what happens at a boundary and in which order. Loops are `loops`', agreement between ranks
+`meeting`'s, writing `saving`'s, the objects' state the torch adapter's.
+"""
+
+from __future__ import annotations
+
+import atexit
+import signal
+import sys
+import time
+from collections.abc import Iterable
+from typing import Any
+
+import msgspec
+
+from walrecover import events as ev
+from walrecover import plain
+from walrecover.beats import Beat
+from walrecover.entries import AttemptEntry
+from walrecover.errors import Corrupt, Fenced, Stopped, StorageFailed
+from walrecover.journal import Journal
+from walrecover.manifest import digest_of
+from walrecover.pace import Pace, choose, is_due
+from walrecover.rundir import RunDir
+from walrecover.session.loops import Loop, Loops, Position
+from walrecover.session.meeting import Meeting
+from walrecover.session.restoring import Restored, position_tree
+from walrecover.session.saving import Key, Saver
+from walrecover.session.settings import Settings
+from walrecover.session.stopping import Signals
+from walrecover.snapshot import Capture
+from walrecover.torch_adapter import rng, scalars
+from walrecover.torch_adapter.objects import Attached
+from walrecover.torch_adapter.ranks import World
+
+MEASURED_STEPS = 3
+PACE_CHANGE = 1.5
+
+
+class Run:
+    """A run of training, from `walrecover.attach`. Not a context manager: nothing is swallowed."""
+
+    def __init__(
+        self,
+        *,
+        directory: RunDir,
+        settings: Settings,
+        entry: AttemptEntry,
+        ranks: World,
+        attached: Attached,
+        journal: Journal,
+        meeting: Meeting,
+        beat: Beat,
+        restored: Restored | None,
+        finished: bool,
+        strict: bool,
+        code: ev.Code,
+    ) -> None:
+        self._directory, self._settings, self._entry = directory, settings, entry
+        self._ranks, self._attached, self._journal = ranks, attached, journal
+        self._meeting, self._beat, self._strict = meeting, beat, strict
+        self._code = msgspec.to_builtins(code)
+        self._restored = restored
+        self._step = restored.step if restored else 0
+        self._finished_at = self._step if finished else None
+        self._loops = Loops(self)
+        if restored:
+            self._loops.begin_resume(restored.position)
+            if not restored.position.places:
+                self._restored = None  # no loop to come back to: `attach` restored all there is
+        base = entry.plan.base
+        self._saver = Saver(
+            directory,
+            journal,
+            attempt=entry.number,
+            nonce=entry.nonce,
+            rank=ranks.rank,
+            world=ranks.size,
+            verified=frozenset({base.manifest} if base else ()),
+            retention=settings.keep,
+            say=self._say,
+        )
+        self._signals = Signals()
+        self._scalars: dict[str, Any] = {}
+        self._late = scalars.Late()
+        self._digests: dict[str, bytes] = {}
+        self._wanted = False
+        self._last_key = Key(base.step, base.end) if base else None
+        self._clock = time.monotonic()
+        self._times: list[float] = []
+        self._closed = False
+        if settings.every.steps is not None:
+            self._meeting.paces.append(Pace(0, settings.every.steps))
+        self._meeting.promise(self._step + 1)
+        self._beat.say("training", self._step)
+        atexit.register(self._at_exit)
+
+    # -- public ---------------------------------------------------------------------------------
+
+    @property
+    def name(self) -> str:
+        """The run's name."""
+        return self._directory.name
+
+    @property
+    def global_step(self) -> int:
+        """Completed steps of the run, over all its attempts."""
+        return self._step
+
+    @property
+    def stopping(self) -> bool:
+        """Whether the run was asked to stop; it does so at a boundary that all ranks agree on."""
+        return self._signals.received is not None or self._meeting.stop is not None
+
+    def loop(self, *iterables: Iterable[Any]) -> Loop:
+        """Iterate resumably; several iterables act as `zip`. May be nested to any depth.
+
+        A position is kept by index (range, sequence, DataLoader) or by the iterable's own
+        `state_dict`; other iterables are read again from their beginning, and it is said.
+        It must be the outermost reader: `tqdm(run.loop(x))`, not `run.loop` under a prefetcher.
+        """
+        if not iterables:
+            raise TypeError("run.loop() needs something to iterate over")
+        return Loop(self._loops, iterables)
+
+    def enumerate(self, iterable: Iterable[Any]) -> Loop:
+        """`run.loop` that gives (index, item), the index counting from the real beginning."""
+        return Loop(self._loops, (iterable,), counted=True)
+
+    def step(self, **values: Any) -> None:
+        """One optimizer step is done, and nothing half-done is left.
+
+        Call it once for each step of the optimizers together, not for a micro-batch; a step that
+        GradScaler skips counts. Scalars (numbers or one-element tensors) are journaled; a tensor
+        on a device is copied without waiting for it and journaled later.
+        Without any active `run.loop` this is the boundary itself, and must come last.
+        """
+        self._loops.step_made()
+        if self._finished_at is not None:
+            self._finished_at = None
+        self._step += 1
+        for name, value in values.items():
+            number = scalars.number(value)
+            if number is not None:
+                self._scalars[name] = number
+            else:
+                self._late.start(self._step, name, value)
+        if not self._loops.stack:
+            self._loops.step_waiting = False
+            self.boundary()
+
+    def snapshot(self) -> None:
+        """Snapshot at the next boundary. Call it on every rank at the same step."""
+        self._wanted = True
+
+    def finish(self) -> None:
+        """Commit the end of the run. Needed only after `break`, or with a loop of one's own."""
+        if self._finished_at == self._step and self._finished_at is not None:
+            return
+        if self._loops.step_waiting:
+            self._loops.step_waiting = False
+            self._record()
+        self._finish(self._loops.end_position())
+
+    # -- what the loops call --------------------------------------------------------------------
+
+    def restore_again(self) -> None:
+        """The innermost resumed loop stands at its place: every object again, the RNG last."""
+        restored, self._restored = self._restored, None
+        assert restored is not None
+        self._attached.restore(restored.stored, self._strict)
+        for note in self._loops.opaque:
+            self._say(note)
+        rng.restore(restored.rng)
+
+    def loops_ended(self) -> None:
+        """The outermost loop has no more items: the run came to its end."""
+        if self._finished_at != self._step:
+            self._finish(self._loops.position())
+
+    def boundary(self) -> None:
+        """A step is complete, its item's successor not yet fetched (DESIGN: the boundary)."""
+        self._record()
+        if self._saver.failed:
+            raise self._saver.failed
+        step = self._step
+        self._agree(step)
+        stop = self._meeting.stop
+        stopping = stop is not None and step >= stop.step
+        key = Key(step, False)
+        if (self._wanted or stopping or is_due(step, self._meeting.paces)) and key != self._last_key:
+            self._wanted = False
+            self._save(key, self._loops.position(), finished=False)
+        if stopping:
+            self._stop(key)
+        self._meeting.promise(step + 1)
+
+    # -- the boundary's parts -------------------------------------------------------------------
+
+    def _record(self) -> None:
+        now = time.monotonic()
+        self._times = [*self._times[-20:], now - self._clock]
+        self._clock = now
+        digests = rng.digests()
+        moved = {n: d for n, d in digests.items() if self._digests.get(n) != d}
+        self._digests = digests
+        indices = self._loops.indices()
+        self._journal.append(
+            ev.StepCompleted(
+                at=time.time(),
+                step=self._step,
+                epoch=max(0, indices[0] - 1) if len(indices) > 1 else 0,
+                position=indices,
+                lr=self._attached.learning_rates(),
+                scalars=self._scalars,
+                rng=moved,
+            )
+        )
+        self._scalars = {}
+        for step, values in self._late.arrived():
+            self._journal.append(ev.ScalarsArrived(at=time.time(), step=step, scalars=values))
+        self._beat.say("training", self._step)
+
+    def _agree(self, step: int) -> None:
+        """Announce (rank 0) and take in what was announced."""
+        meeting, signals = self._meeting, self._signals
+        asked = meeting.read()
+        own = signals.received
+        if self._ranks.rank != 0:
+            if own is not None:
+                meeting.request_stop(own)
+            return
+        asked = own if own is not None else asked
+        if asked is not None and meeting.stop is None:
+            free = meeting.free_step(step)
+            if free is not None:
+                at = step if self._ranks.size == 1 else free
+                meeting.announce("stop", at, asked)
+                self._journal.append(ev.StopAnnounced(at=time.time(), step=at, signal=asked))
+        every = self._settings.every
+        if every.seconds is None or len(self._times) <= MEASURED_STEPS:
+            return
+        measured = sorted(self._times[1:])[len(self._times[1:]) // 2]
+        wanted = choose(measured, every)
+        known = meeting.paces[-1].every if meeting.paces else None
+        if known and 1 / PACE_CHANGE < wanted / known < PACE_CHANGE:
+            return
+        free = meeting.free_step(step)
+        if free is not None:
+            meeting.announce("pace", free, wanted)
+            self._journal.append(ev.PaceSet(at=time.time(), from_step=free, every=wanted))
+
+    def _save(self, key: Key, position: Position, *, finished: bool) -> bool:
+        self._beat.say("snapshot", key.step)
+        self._saver.note_commits()
+        state = self._attached.capture()
+        places = position_tree(position)
+        tree = {
+            "objects": state.tree,
+            "rng": plain.to_tree(rng.capture(), "rng"),
+            "position": places,
+            "step": key.step,
+            "code": self._code,
+        }
+        base = self._entry.plan.base
+        saved = self._saver.save(
+            Capture(
+                run=self.name,
+                step=key.step,
+                end=key.end,
+                attempt=self._entry.number,
+                nonce=self._entry.nonce,
+                rank=self._ranks.rank,
+                world=self._ranks.size,
+                base=base.manifest if base else "",
+                position=digest_of(plain.encode([list(p) for p in _counts(position)])),
+                tensors=state.tensors,
+                shared=state.shared,
+                tree=tree,
+                writer=f"rank-{self._ranks.rank}",
+                events_after=self._saver.committed_lsn,
+            ),
+            finished=finished,
+        )
+        self._last_key = key
+        self._clock = time.monotonic()
+        self._beat.say("training", key.step)
+        if self._saver.failed:
+            raise self._saver.failed
+        return saved
+
+    def _stop(self, key: Key) -> None:
+        """Leave at the agreed boundary, once the snapshot is durable."""
+        assert self._meeting.stop is not None
+        number = self._meeting.stop.value
+        durable = self._saver.wait(key) or self._last_key is None
+        if self._saver.failed:
+            raise self._saver.failed
+        self._journal.append(ev.RunStopped(at=time.time(), step=key.step, signal=number))
+        kept = f"step {key.step} is saved" if durable else "the last committed snapshot stands"
+        self._say(f"stopped by {signal.Signals(number).name}; {kept}, the same command resumes")
+        self._close()
+        if number == signal.SIGINT:
+            raise KeyboardInterrupt
+        raise Stopped(128 + number)
+
+    def _finish(self, position: Position) -> None:
+        self._beat.say("between", self._step)
+        for step, values in self._late.arrived(wait=True):
+            self._journal.append(ev.ScalarsArrived(at=time.time(), step=step, scalars=values))
+        key = Key(self._step, True)
+        if self._last_key == key:
+            self._finished_at = self._step
+            return
+        saved = self._save(key, position, finished=True)
+        durable = saved and self._saver.wait(key)
+        if self._saver.failed:
+            raise self._saver.failed
+        if not durable:
+            raise StorageFailed(
+                f"the end of run {self.name} (step {self._step}) could not be committed; "
+                f"run the same command again to finish it"
+            )
+        if self._ranks.rank == 0:
+            self._saver.drain()
+        self._journal.append(ev.RunFinished(at=time.time(), step=self._step))
+        self._journal.sync()
+        self._finished_at = self._step
+        self._beat.say("ended", self._step)
+
+    def _say(self, text: str) -> None:
+        if self._ranks.rank == 0:
+            print(f"walrecover: {text}", file=sys.stderr, flush=True)
+
+    def _close(self) -> None:
+        """End this attempt in this process: nothing is written after it."""
+        if self._closed:
+            return
+        self._closed = True
+        atexit.unregister(self._at_exit)
+        self._signals.close()
+        self._saver.close()
+        try:
+            self._journal.close()
+        except StorageFailed as error:
+            self._say(str(error))
+        self._beat.say("ended")
+
+    def _at_exit(self) -> None:
+        try:
+            self._close()
+        except (Fenced, Corrupt, OSError) as error:
+            self._say(str(error))
+
+
+def _counts(position: Position) -> list[tuple[int, int]]:
+    """What all ranks must have in common of a position."""
+    return [(place.ordinal, place.consumed) for place in position.places]
+

@@ -1,0 +1,288 @@
+"""From a capture to a commit: the seam where a background saver will go.
+
+Owns when votes, commits and retention happen in this process. In this release the vote is cast in
+the training thread, which waits for the disk; rank 0's keeper thread, at the lowest priority,
+commits what all ranks have voted for, reads it back, and retires what it replaced.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import NamedTuple
+
+from walrecover import entries as model
+from walrecover import events as ev
+from walrecover import snapshot
+from walrecover.entries import CommitEntry
+from walrecover.errors import Corrupt, Fenced, StorageFailed, WalrecoverError
+from walrecover.failpoints import failpoint
+from walrecover.journal import Journal
+from walrecover.rundir import RunDir
+from walrecover.sequence import Sequence
+from walrecover.snapshot import Capture, Disagreed
+
+log = logging.getLogger("walrecover")
+POLL_SECONDS = 0.005
+WAIT_SECONDS = 120.0
+
+
+class Key(NamedTuple):
+    step: int
+    end: bool
+
+
+class Saver:
+    """One rank's saving. `retention`: how many snapshots to keep.
+
+    `failed` holds the Fenced error that ended it, to be raised in the training thread.
+    """
+
+    def __init__(
+        self,
+        run: RunDir,
+        journal: Journal,
+        *,
+        attempt: int,
+        nonce: str,
+        rank: int,
+        world: int,
+        verified: frozenset[str],
+        retention: int,
+        say: Callable[[str], None],
+    ) -> None:
+        self.run, self.journal = run, journal
+        self.attempt, self.nonce, self.rank, self.world = attempt, nonce, rank, world
+        self.retention = retention
+        self.say = say
+        self.failed: Fenced | None = None
+        self.committed: Key | None = None
+        self.committed_lsn = 0
+        self._lsns: dict[Key, int] = {}
+        self._verified = set(verified)
+        self._waiting: deque[tuple[Key, bool]] = deque()
+        self._unverified: deque[CommitEntry] = deque()
+        self._changed = threading.Condition()
+        self._closing = False
+        self._idle = True
+        self._keeper: threading.Thread | None = None
+
+    def save(self, capture: Capture, *, finished: bool = False) -> bool:
+        """Vote for a capture; False where the storage refused it (the last commit stands)."""
+        began = time.monotonic()
+        key = Key(capture.step, capture.end)
+        try:
+            part = snapshot.vote(self.run, capture, self.journal)
+        except (StorageFailed, OSError) as error:
+            self.abandon(key, str(error))
+            return False
+        self._lsns[key] = part.lsn
+        self.journal.append(
+            ev.ShardsWritten(
+                at=time.time(),
+                step=capture.step,
+                end=capture.end,
+                files=tuple(
+                    ev.WrittenFile(name, at.bytes, at.digest) for name, at in part.files.items()
+                ),
+                seconds=time.monotonic() - began,
+            )
+        )
+        if self.rank == 0:
+            if self.world == 1:
+                self._commit(key, finished)
+            else:
+                with self._changed:
+                    self._waiting.append((key, finished))
+            self._wake()
+        return True
+
+    def abandon(self, key: Key, reason: str) -> None:
+        log.warning("snapshot of step %d abandoned: %s", key.step, reason)
+        self.say(f"the snapshot of step {key.step} was abandoned: {reason}")
+        try:
+            self.journal.append(
+                ev.SnapshotAbandoned(at=time.time(), step=key.step, end=key.end, reason=reason)
+            )
+        except StorageFailed:
+            log.warning("the journal could not note it")
+
+    def wait(self, key: Key) -> bool:
+        """Wait until a capture of this attempt is committed; False where it will not be."""
+        if self.rank == 0:
+            with self._changed:
+                self._changed.wait_for(
+                    lambda: self.failed is not None or not self._is_waiting(key), WAIT_SECONDS
+                )
+            return self.committed is not None and self.committed >= key
+        deadline = time.monotonic() + WAIT_SECONDS
+        sequence = Sequence(self.run.sequence)
+        while time.monotonic() < deadline:
+            found = sequence.read()
+            own = [c for c in model.commits(found) if c.snapshot.nonce == self.nonce]
+            if own and Key(own[-1].snapshot.step, own[-1].snapshot.end) >= key:
+                return True
+            newest = model.newest_attempt(found)
+            if newest is None or newest.nonce != self.nonce:
+                return False
+            time.sleep(POLL_SECONDS * 2)
+        return False
+
+    def _is_waiting(self, key: Key) -> bool:
+        return any(waiting == key for waiting, _ in self._waiting)
+
+    def note_commits(self) -> None:
+        """A rank other than 0 learns what was committed, so that its next vote leaves out events
+        that lie behind a commit."""
+        if self.rank == 0 or not self._lsns:
+            return
+        found = Sequence(self.run.sequence).read()
+        own = [c.snapshot for c in model.commits(found) if c.snapshot.nonce == self.nonce]
+        if own:
+            self._note(Key(own[-1].step, own[-1].end))
+
+    def _note(self, key: Key) -> None:
+        self.committed = key
+        self.committed_lsn = self._lsns.get(key, self.committed_lsn)
+        self._lsns = {k: lsn for k, lsn in self._lsns.items() if k > key}
+
+    def close(self) -> None:
+        """Let the keeper finish what it began, then end it."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify_all()
+        if self._keeper is not None:
+            self._keeper.join(WAIT_SECONDS)
+
+    def drain(self) -> None:
+        """Wait until every commit was read back."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._idle and not self._unverified, WAIT_SECONDS)
+
+    # -- rank 0 ---------------------------------------------------------------------------------
+
+    def _wake(self) -> None:
+        if self._keeper is None:
+            self._keeper = threading.Thread(target=self._keep, name="walrecover-keeper", daemon=True)
+            self._keeper.start()
+        with self._changed:
+            self._changed.notify_all()
+
+    def _commit(self, key: Key, finished: bool) -> bool:
+        """Try to commit; False while votes are missing."""
+        try:
+            entry = snapshot.commit(
+                self.run,
+                step=key.step,
+                end=key.end,
+                attempt=self.attempt,
+                nonce=self.nonce,
+                world=self.world,
+                finished=finished,
+            )
+        except Fenced as error:
+            self.failed = error
+            return True
+        except (Disagreed, StorageFailed, Corrupt, OSError) as error:
+            self.abandon(key, str(error))
+            return True
+        if entry is None:
+            return False
+        self._note(key)
+        self.journal.append(
+            ev.SnapshotCommitted(
+                at=time.time(), step=key.step, end=key.end, manifest=entry.snapshot.manifest
+            )
+        )
+        with self._changed:
+            self._unverified.append(entry)
+        return True
+
+    def _keep(self) -> None:
+        try:
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
+        except OSError:
+            log.debug("the keeper runs at normal priority")
+        while True:
+            with self._changed:
+                self._idle = True
+                self._changed.notify_all()
+                if self._closing and not self._waiting and not self._unverified:
+                    return
+                if not self._waiting and not self._unverified:
+                    self._changed.wait()
+                elif not self._unverified:
+                    self._changed.wait(POLL_SECONDS)
+                self._idle = False
+            try:
+                self._settle_votes()
+                self._read_back()
+            except Fenced as error:
+                self._fail(error)
+                return
+            except (WalrecoverError, OSError) as error:
+                log.warning("keeping snapshots: %s", error)
+
+    def _fail(self, error: Fenced) -> None:
+        with self._changed:
+            self.failed = error
+            self._waiting.clear()
+            self._unverified.clear()
+            self._idle = True
+            self._changed.notify_all()
+
+    def _settle_votes(self) -> None:
+        while self._waiting:
+            # A newer capture that all have voted for overtakes an older one that lacks votes.
+            for place in range(len(self._waiting) - 1, -1, -1):
+                key, finished = self._waiting[place]
+                if self._commit(key, finished):
+                    break
+            else:
+                return
+            with self._changed:
+                for _ in range(place):
+                    older, _ = self._waiting.popleft()
+                    self.abandon(older, f"step {key.step} was committed before all had voted")
+                self._waiting.popleft()
+                if self.failed:
+                    raise self.failed
+                self._changed.notify_all()
+
+    def _read_back(self) -> None:
+        while self._unverified:
+            entry = self._unverified[-1]  # the newest: what it replaced may go unread
+            ref = entry.snapshot
+            try:
+                snapshot.verify(self.run, ref)
+            except (Corrupt, OSError) as error:
+                self.say(f"the snapshot of step {ref.step} does not read back: {error}")
+                log.error("snapshot of step %d does not read back: %s", ref.step, error)
+            else:
+                self._verified.add(ref.manifest)
+                self.journal.append(
+                    ev.SnapshotVerified(
+                        at=time.time(), step=ref.step, end=ref.end, manifest=ref.manifest
+                    )
+                )
+                failpoint("snapshot.verified")
+                retired = snapshot.retire(
+                    self.run,
+                    attempt=self.attempt,
+                    nonce=self.nonce,
+                    verified=frozenset(self._verified),
+                    keep=self.retention,
+                )
+                if retired:
+                    self.journal.append(
+                        ev.SnapshotsRetired(at=time.time(), names=tuple(r.name for r in retired))
+                    )
+            with self._changed:
+                while self._unverified and self._unverified[0] is not entry:
+                    self._unverified.popleft()
+                self._unverified.popleft()
+                self._changed.notify_all()

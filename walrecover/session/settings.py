@@ -1,0 +1,77 @@
+"""What a run is set to: the environment before the argument before the default.
+
+Owns WALRECOVER_*; a command line's flags arrive here as environment, set by the supervisor.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+from walrecover import pace
+from walrecover.errors import BadInput
+from walrecover.pace import Every
+from walrecover.rundir import check_name, default_name, find_root
+
+RESUME = ("auto", "must", "never")
+
+
+class Settings(NamedTuple):
+    root: Path
+    name: str
+    journal: Path | None
+    every: Every
+    resume: str
+    keep: int
+    changed: str
+    attempt: str | None
+    supervisor: str | None
+
+
+def disabled() -> bool:
+    """Whether WALRECOVER_MODE=disabled: the script runs as if walrecover were not there."""
+    mode = os.environ.get("WALRECOVER_MODE", "")
+    if mode not in ("", "disabled"):
+        raise BadInput(f"WALRECOVER_MODE is {mode!r}: the only mode to set is 'disabled'")
+    return mode == "disabled"
+
+
+def read(
+    name: str | None, directory: str | os.PathLike[str] | None, every: str | None, resume: str
+) -> Settings:
+    """Raises BadInput for values that cannot be used."""
+    env = os.environ
+    root = find_root(env.get("WALRECOVER_DIR") or directory)
+    chosen = env.get("WALRECOVER_RUN") or name
+    how = env.get("WALRECOVER_RESUME") or resume
+    if int(env.get("TORCHELASTIC_RESTART_COUNT") or 0) > 0:
+        how = "auto"  # torchrun restarts its workers with the environment of the first start
+    if how not in RESUME:
+        raise BadInput(f"resume is {how!r}: it is one of {', '.join(RESUME)}")
+    keep = env.get("WALRECOVER_KEEP") or "3"
+    if not keep.isdigit() or int(keep) < 2:
+        raise BadInput(f"WALRECOVER_KEEP is {keep!r}: keep a whole number of snapshots, from 2")
+    changed = env.get("WALRECOVER_CHANGED") or "show"
+    if changed not in ("show", "error"):
+        raise BadInput(f"WALRECOVER_CHANGED is {changed!r}: it is 'show' or 'error'")
+    journal = env.get("WALRECOVER_JOURNAL_DIR")
+    return Settings(
+        root=root,
+        name=check_name(chosen) if chosen else name_of_this_process(),
+        journal=Path(journal).absolute() if journal else None,
+        every=pace.parse(env.get("WALRECOVER_EVERY") or every or pace.DEFAULT),
+        resume=how,
+        keep=int(keep),
+        changed=changed,
+        attempt=env.get("WALRECOVER_ATTEMPT") or None,
+        supervisor=env.get("WALRECOVER_SUPERVISOR") or None,
+    )
+
+
+def name_of_this_process() -> str:
+    """The same command is the same run: by directory, script and arguments."""
+    script = sys.argv[0] or "interactive"
+    where = os.path.abspath(script) if os.path.exists(script) else script
+    return default_name(os.getcwd(), where, sys.argv[1:])
