@@ -1,0 +1,346 @@
+------------------------------ MODULE Recovery ------------------------------
+(***************************************************************************)
+(* How a run commits its snapshots and finds them again after any crash.   *)
+(*                                                                         *)
+(* Attempts are told apart by their nonce, here 1..MaxAttempts.  A crash   *)
+(* needs no action of its own: there is no fairness, so every process may  *)
+(* stop for good between any two of its actions, or sleep there and go on  *)
+(* after any number of newer attempts.  A restarted process is a new       *)
+(* attempt.  Rule numbers are those of the protocol's fifteen rules;       *)
+(* README.md beside this file maps rules to actions.                       *)
+(***************************************************************************)
+EXTENDS Naturals, Sequences, FiniteSets, TLC
+
+CONSTANTS
+    Ranks,        \* model values, interchangeable
+    MaxAttempts,  \* launches of the whole world
+    MaxStep,      \* steps that are captured
+    MaxRewinds,   \* plans that may pass over the newest candidate
+    PowerCuts,    \* TRUE: what was not fsynced may be lost
+    Keep,         \* verified newer candidates that a retirement needs
+    Rule1,        \* TRUE: create-if-absent; FALSE: rename, which replaces
+    FolderSync,   \* TRUE: nobody acts on an entry before the folder is fsynced (rule 1)
+    Rule2,        \* TRUE: names carry the nonce; FALSE: attempts share names
+    Rule3,        \* TRUE: only the newest plan's chain counts
+    Rule6,        \* TRUE: a vote waits for the rank's journal
+    ShardSync,    \* TRUE: a vote waits for the rank's shard to be durable (P2)
+    Rule9,        \* TRUE: retire, then delete; FALSE: delete once decided
+    Rule10,       \* TRUE: retention counts the live chain only, so keeps its base
+    Rule12,       \* TRUE: a manifest takes votes of its own attempt and step only
+    Rule15        \* TRUE: rank 0 of a superseded attempt enters nothing
+
+Attempts == 1..MaxAttempts
+Steps == 1..MaxStep
+Start == <<0, 0>>  \* the base of a run that begins: no snapshot
+Symmetry == Permutations(Ranks)
+
+VARIABLES
+    seq,      \* the sequence as readers see it: attempts, commits, retirements
+    durable,  \* how many of its entries survive a power loss
+    shard,    \* name -> [by: who wrote it, st: absent, cached, durable, torn, deleted]
+    vote,     \* name -> the attempt that voted, 0 if nobody did
+    saver,    \* attempt, rank -> [step, at]: what the rank's saver did last
+    journal,  \* attempt, rank -> events through this step are durable
+    writer,   \* attempt -> what its supervisor, then its rank 0, is about to enter
+    acked     \* commit entries whose rank 0 was told "durable"
+
+vars == <<seq, durable, shard, vote, saver, journal, writer, acked>>
+
+-----------------------------------------------------------------------------
+(* A file's name is (nonce, step, rank).  Without rule 2 all attempts share *)
+(* the names of the first.                                                 *)
+
+Nonce(a) == IF Rule2 THEN a ELSE 1
+
+-----------------------------------------------------------------------------
+(* Pure functions of a sequence q: what a reader concludes from it.        *)
+
+IsPlan(e) == e.kind = "attempt"
+IsCommit(e) == e.kind = "commit"
+Id(c) == <<c.a, c.s>>  \* a snapshot is named by attempt and step
+
+Max(S) == CHOOSE x \in S : \A y \in S : y <= x
+Prefix(q, n) == SubSeq(q, 1, n)
+Entries(q) == {q[i] : i \in 1..Len(q)}
+Commits(q) == {e \in Entries(q) : IsCommit(e)}
+Retired(q) == {e.of : e \in {x \in Entries(q) : x.kind = "retire"}}
+Unretired(q) == {c \in Commits(q) : Id(c) \notin Retired(q)}
+
+PlanAt(q) == {i \in 1..Len(q) : IsPlan(q[i])}
+Newest(q) == IF PlanAt(q) = {} THEN 0 ELSE q[Max(PlanAt(q))].a
+Rewinds(q) == Cardinality({e \in Entries(q) : IsPlan(e) /\ e.rewind})
+
+Base(q, a) ==
+    LET plans == {e \in Entries(q) : IsPlan(e) /\ e.a = a}
+    IN IF plans = {} THEN Start ELSE (CHOOSE e \in plans : TRUE).base
+
+\* The surviving (attempt, step) pairs: a's own above its base and not above
+\* the step where the chain leaves a, then the same for the base's attempt.
+RECURSIVE Chain(_, _, _)
+Chain(q, a, upTo) ==
+    IF a = 0 THEN {}
+    ELSE LET base == Base(q, a)
+         IN {<<a, s>> : s \in (base[2] + 1)..upTo} \cup Chain(q, base[1], base[2])
+
+LiveCommits(q) ==
+    LET chain == Chain(q, Newest(q), MaxStep)
+    IN {c \in Unretired(q) : Id(c) \in chain}
+
+\* What recovery may choose from: with rule 3 exactly the live commits.
+Candidates(q) == IF Rule3 THEN LiveCommits(q) ELSE Unretired(q)
+
+\* The highest step; among equal steps (only without rule 3) the later entry.
+NewestOf(q, cs) ==
+    IF cs = {} THEN Start
+    ELSE LET top == Max({c.s : c \in cs})
+             at == Max({i \in 1..Len(q) : q[i] \in cs /\ q[i].s = top})
+         IN Id(q[at])
+
+-----------------------------------------------------------------------------
+(* Reading a snapshot back, every digest compared.  What is only cached    *)
+(* reads well: a read-back proves content, not durability.                 *)
+
+PartReads(p, r) ==
+    LET f == shard[Nonce(p.a)][p.s][r]
+    IN f.by = p.a /\ f.st \in {"cached", "durable"}
+Loads(c) == \A r \in Ranks : PartReads(c.parts[r], r)
+LoadsId(q, id) == id = Start \/ \E c \in Commits(q) : Id(c) = id /\ Loads(c)
+
+-----------------------------------------------------------------------------
+(* Entering something into the sequence takes three steps of one writer,   *)
+(* and anything may happen between them: decide from what was read, create *)
+(* at the next number, settle by reading back.                             *)
+
+Idle == [st |-> "idle"]
+Started(a) == \A r \in Ranks : saver[a][r].at # "off"
+Begun(a) == Started(a) \/ writer[a].st # "idle"
+Mine(a) == ~Rule15 \/ Newest(seq) = a  \* a superseded writer decides nothing
+
+\* Readers fsync the folder before they act on what they read.
+FolderRead == durable' = IF FolderSync THEN Len(seq) ELSE durable
+
+Decide(a, entry) ==
+    /\ writer[a].st = "idle"
+    /\ writer' = [writer EXCEPT ![a] =
+           [st |-> "decided", entry |-> entry, at |-> Len(seq) + 1]]
+    /\ FolderRead
+    /\ UNCHANGED <<seq, shard, vote, saver, journal, acked>>
+
+\* Recovery: the newest candidate that verifies, or a rewind to an older one.
+DecidePlan(a) ==
+    LET cs == {c \in Candidates(seq) : Loads(c)}
+        newest == NewestOf(seq, Candidates(seq))
+    IN /\ ~Started(a)
+       /\ \A b \in 1..(a - 1) : Begun(b)  \* nonces are interchangeable: use them in order
+       /\ \E base \in {Id(c) : c \in cs} \cup {Start} :
+             LET rewind == base # newest
+             IN /\ rewind => Rewinds(seq) < MaxRewinds
+                /\ Decide(a, [kind |-> "attempt", a |-> a, base |-> base, rewind |-> rewind])
+
+\* Rank 0 saw a vote of every rank, wrote the manifest durably, and now reads
+\* the sequence.  Steps commit in ascending order; older votes are abandoned.
+Ballots(a, s) ==
+    IF Rule12 THEN {[r \in Ranks |-> [a |-> a, s |-> s]]}
+    ELSE [Ranks -> [a : Attempts, s : 1..s]]
+
+DecideCommit(a, s) ==
+    /\ Started(a)
+    /\ Mine(a)
+    /\ \A c \in Commits(seq) : c.a = a => c.s < s
+    /\ \E parts \in Ballots(a, s) :
+          /\ \A r \in Ranks : vote[Nonce(a)][parts[r].s][r] = parts[r].a
+          /\ Decide(a, [kind |-> "commit", a |-> a, s |-> s, parts |-> parts])
+
+\* A snapshot off the live chain may go; one on it only behind Keep newer
+\* ones that were read back.  Without rule 10 any newer commit is counted.
+Retirable(c) ==
+    LET counted == IF Rule10 THEN LiveCommits(seq) ELSE Unretired(seq)
+        newer == {d \in counted : d.s > c.s /\ Loads(d)}
+    IN \/ Rule10 /\ c \notin LiveCommits(seq)
+       \/ Cardinality(newer) >= Keep
+
+DecideRetire(a, c) ==
+    /\ Started(a)
+    /\ Mine(a)
+    /\ Retirable(c)
+    /\ Decide(a, [kind |-> "retire", a |-> a, of |-> Id(c)])
+
+\* Rule 1.  Whoever comes second loses and decides anew; a rename replaces.
+Create(a) ==
+    LET w == writer[a]
+        absent == w.at > Len(seq)
+    IN /\ w.st = "decided"
+       /\ seq' = IF absent THEN Append(seq, w.entry)
+                 ELSE IF Rule1 THEN seq ELSE [seq EXCEPT ![w.at] = w.entry]
+       /\ writer' = [writer EXCEPT ![a] =
+              IF absent \/ ~Rule1 THEN [w EXCEPT !.st = "created"] ELSE Idle]
+       /\ UNCHANGED <<durable, shard, vote, saver, journal, acked>>
+
+\* The folder is fsynced and the nonce read back: only now does anyone act on
+\* the entry.  A plan starts its workers, a commit is acknowledged.
+Settle(a) ==
+    LET w == writer[a]
+        held == w.at <= Len(seq) /\ seq[w.at] = w.entry
+    IN /\ w.st = "created"
+       /\ writer' = [writer EXCEPT ![a] = Idle]
+       /\ FolderRead
+       /\ saver' = IF held /\ IsPlan(w.entry)
+                   THEN [saver EXCEPT ![a] =
+                            [r \in Ranks |-> [step |-> w.entry.base[2], at |-> "voted"]]]
+                   ELSE saver
+       /\ journal' = IF held /\ IsPlan(w.entry)
+                     THEN [journal EXCEPT ![a] = [r \in Ranks |-> w.entry.base[2]]]
+                     ELSE journal
+       /\ acked' = IF held /\ IsCommit(w.entry) THEN acked \cup {w.entry} ELSE acked
+       /\ UNCHANGED <<seq, shard, vote>>
+
+-----------------------------------------------------------------------------
+(* A rank's saver: write the shard, make it durable, vote.                 *)
+
+Moves(a, r, step, at) == saver' = [saver EXCEPT ![a][r] = [step |-> step, at |-> at]]
+
+Write(a, r) ==
+    LET s == saver[a][r].step + 1
+    IN /\ saver[a][r].at = "voted"
+       /\ s \in Steps
+       /\ shard' = [shard EXCEPT ![Nonce(a)][s][r] = [by |-> a, st |-> "cached"]]
+       /\ Moves(a, r, s, "written")
+       /\ UNCHANGED <<seq, durable, vote, journal, writer, acked>>
+
+\* fsync the journal, fsync the shard, then vote.  A crash on the way leaves no
+\* vote, which is all that anyone sees, so this is one action.  An fsync of what
+\* a power loss tore fails, and that saver is finished.
+Vote(a, r) ==
+    LET s == saver[a][r].step
+        file == shard[Nonce(a)][s][r]
+    IN /\ saver[a][r].at = "written"
+       /\ IF ShardSync
+          THEN /\ file.st \in {"cached", "durable"}
+               /\ shard' = [shard EXCEPT ![Nonce(a)][s][r].st = "durable"]
+          ELSE UNCHANGED shard
+       /\ journal' = IF Rule6 THEN [journal EXCEPT ![a][r] = s] ELSE journal
+       /\ vote' = [vote EXCEPT ![Nonce(a)][s][r] = a]
+       /\ Moves(a, r, s, "voted")
+       /\ UNCHANGED <<seq, durable, writer, acked>>
+
+-----------------------------------------------------------------------------
+(* Rule 9: files go only behind a durable retirement.  Without the rule    *)
+(* they go as soon as somebody has decided, from what it read back then.   *)
+
+Doomed ==
+    IF Rule9 THEN Retired(Prefix(seq, durable))
+    ELSE {writer[a].entry.of : a \in
+             {b \in Attempts : writer[b].st = "decided" /\ writer[b].entry.kind = "retire"}}
+
+Delete(id) ==
+    LET files == shard[Nonce(id[1])][id[2]]
+    IN /\ \E r \in Ranks : files[r].st # "deleted"
+       /\ shard' = [shard EXCEPT ![Nonce(id[1])][id[2]] =
+              [r \in Ranks |-> [files[r] EXCEPT !.st = "deleted"]]]
+       /\ UNCHANGED <<seq, durable, vote, saver, journal, writer, acked>>
+
+\* A power loss takes any part of what was not fsynced, and the processes may
+\* live on.  Any part: one thing at a time, since less is a legal loss as well.
+LoseShard(a, s, r) ==
+    /\ shard[a][s][r].st = "cached"
+    /\ shard' = [shard EXCEPT ![a][s][r].st = "torn"]
+    /\ UNCHANGED <<seq, durable, vote, saver, journal, writer, acked>>
+
+LoseEntry ==
+    /\ durable < Len(seq)
+    /\ seq' = Prefix(seq, Len(seq) - 1)
+    /\ UNCHANGED <<durable, shard, vote, saver, journal, writer, acked>>
+
+PowerLoss ==
+    /\ PowerCuts
+    /\ LoseEntry \/ \E a \in Attempts, s \in Steps, r \in Ranks : LoseShard(a, s, r)
+
+-----------------------------------------------------------------------------
+Init ==
+    /\ seq = <<>>
+    /\ durable = 0
+    /\ shard = [a \in Attempts |-> [s \in Steps |-> [r \in Ranks |-> [by |-> 0, st |-> "absent"]]]]
+    /\ vote = [a \in Attempts |-> [s \in Steps |-> [r \in Ranks |-> 0]]]
+    /\ saver = [a \in Attempts |-> [r \in Ranks |-> [step |-> 0, at |-> "off"]]]
+    /\ journal = [a \in Attempts |-> [r \in Ranks |-> 0]]
+    /\ writer = [a \in Attempts |-> Idle]
+    /\ acked = {}
+
+Next ==
+    \/ \E a \in Attempts :
+          \/ DecidePlan(a)
+          \/ \E s \in Steps : DecideCommit(a, s)
+          \/ \E c \in Unretired(seq) : DecideRetire(a, c)
+          \/ Create(a)
+          \/ Settle(a)
+          \/ \E r \in Ranks : Write(a, r) \/ Vote(a, r)
+    \/ \E id \in Doomed : Delete(id)
+    \/ PowerLoss
+
+Spec == Init /\ [][Next]_vars
+
+-----------------------------------------------------------------------------
+(* What must hold in every reachable state.                                *)
+
+TypeOK ==
+    /\ durable \in 0..Len(seq)
+    /\ \A a \in Attempts, s \in Steps, r \in Ranks :
+          /\ shard[a][s][r].st \in {"absent", "cached", "durable", "torn", "deleted"}
+          /\ shard[a][s][r].by \in 0..MaxAttempts
+          /\ vote[a][s][r] \in 0..MaxAttempts
+    /\ \A a \in Attempts, r \in Ranks :
+          /\ saver[a][r].at \in {"off", "written", "voted"}
+          /\ journal[a][r] \in 0..MaxStep
+    /\ \A a \in Attempts : writer[a].st \in {"idle", "decided", "created"}
+
+\* A retirement was sound if its snapshot had left the chain, or if a newer
+\* commit on the chain stood before it.
+SoundRetirement(id) ==
+    \E i \in 1..Len(seq) :
+        /\ seq[i].kind = "retire" /\ seq[i].of = id
+        /\ LET live == LiveCommits(Prefix(seq, i - 1))
+           IN (\E c \in live : Id(c) = id) => \E d \in live : d.s > id[2]
+
+\* P1, P2, P10: an acknowledged commit stays in the sequence, and loads until
+\* it is soundly retired.
+NoLostCommit ==
+    \A c \in acked :
+        /\ c \in Entries(seq)
+        /\ Loads(c) \/ SoundRetirement(Id(c))
+
+\* P3: all parts of a committed manifest come from its attempt and its step.
+NoMixedManifest ==
+    \A c \in Commits(seq), r \in Ranks : c.parts[r] = [a |-> c.a, s |-> c.s]
+
+\* P10: the newest plan's base loads until its attempt has a commit that does.
+LiveBaseKept ==
+    LET a == Newest(seq)
+    IN \/ LoadsId(seq, Base(seq, a))
+       \/ \E c \in LiveCommits(seq) : c.a = a /\ Loads(c)
+
+\* P4: a candidate was entered while its own attempt was the newest, and no
+\* later plan has left it behind.
+NoSupersededCommit ==
+    /\ Candidates(seq) \subseteq LiveCommits(seq)
+    /\ \A i \in 1..Len(seq) :
+          IsCommit(seq[i]) /\ seq[i] \in Candidates(seq)
+              => Newest(Prefix(seq, i - 1)) = seq[i].a
+
+\* P7: a plan whose attempt committed nothing yet is what planning gives again.
+Idempotent ==
+    LET a == Newest(seq)
+    IN (\A c \in Commits(seq) : c.a # a) => NewestOf(seq, Candidates(seq)) = Base(seq, a)
+
+\* P4: every plan goes on from the history that was live before it, from its
+\* newest commit unless it says that it rewinds.  What left never returns.
+OneHistory ==
+    \A i \in PlanAt(seq) :
+        LET before == Prefix(seq, i - 1)
+            live == LiveCommits(before)
+        IN /\ seq[i].base = Start \/ \E c \in live : Id(c) = seq[i].base
+           /\ seq[i].rewind \/ seq[i].base = NewestOf(before, live)
+
+\* Rule 6: every rank's events through a committed step are durable.
+JournalBehindCommit ==
+    \A c \in Commits(seq), r \in Ranks : journal[c.a][r] >= c.s
+=============================================================================
