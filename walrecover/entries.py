@@ -126,7 +126,8 @@ def decode(data: bytes, number: int) -> Entry:
             raise UnsupportedVersion(
                 f"sequence entry {number}: format {found}, and this release reads {FORMAT}"
             )
-        return _decoder.decode(data)
+        entry: Entry = _decoder.decode(data)
+        return entry
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise Corrupt(f"sequence entry {number}: {error}") from None
 
@@ -171,9 +172,11 @@ def commits(entries: Sequence[Entry]) -> list[CommitEntry]:
     for entry in entries:
         if isinstance(entry, AttemptEntry):
             newest = (entry.number, entry.nonce)
-        elif isinstance(entry, CommitEntry):
-            if (entry.snapshot.attempt, entry.snapshot.nonce) == newest:
-                counted.append(entry)
+        elif isinstance(entry, CommitEntry) and newest == (
+            entry.snapshot.attempt,
+            entry.snapshot.nonce,
+        ):
+            counted.append(entry)
     return counted
 
 
@@ -218,10 +221,7 @@ def candidates(entries: Sequence[Entry]) -> list[CommitEntry]:
             c
             for c in counted
             if (c.snapshot.attempt, c.snapshot.nonce) == (link.attempt, link.nonce)
-            and (
-                base is None
-                or (c.snapshot.step, c.snapshot.end) <= (base.step, base.end)
-            )
+            and (base is None or (c.snapshot.step, c.snapshot.end) <= (base.step, base.end))
         ]
         found += sorted(own, key=lambda c: (c.snapshot.step, c.snapshot.end), reverse=True)
         base = by_nonce[(link.attempt, link.nonce)].plan.base

@@ -1,16 +1,16 @@
 """The errors that walrecover raises, and what each asks the reader to do.
 
     WalrecoverError
-    ├── BadInput             a command, option, name or directory is wrong     correct it
-    ├── Mismatch             the state and the objects differ (key, shape)     restore with the model that wrote it
-    ├── NotRestored          a loop or name of the snapshot was never reached  keep the loop as it was
-    ├── RunBusy              somebody alive drives this run                    wait for it, or end it
-    ├── Fenced               a newer attempt took the run over                 end; never retry
-    ├── NothingToResume      resume="must", and there is no snapshot           start without it
-    ├── StorageFailed        the disk refused (full, read-only, I/O error)     mend the disk; what was committed is safe
-    ├── UnsupportedVersion   written by another format version                 use that version of walrecover
-    └── Corrupt              bytes are not what was written                    recovery falls back, or refuses
-        └── Torn             ... and the damage is an unfinished end           the part before it is whole
+    ├── BadInput             a command, option, name or directory is wrong: correct it
+    ├── Mismatch             state and objects differ: restore with the model that wrote it
+    ├── NotRestored          a loop or name was never reached: keep the script as it was
+    ├── RunBusy              somebody alive drives this run: wait for it, or end it
+    ├── Fenced               a newer attempt took the run over: end, never retry
+    ├── NothingToResume      resume="must", and there is no snapshot
+    ├── StorageFailed        the disk refused: mend it; what was committed is safe
+    ├── UnsupportedVersion   written in another format version: use that walrecover
+    └── Corrupt              bytes are not what was written: recovery falls back, or refuses
+        └── Torn             ... the damage is an unfinished end, what is before it is whole
 
 `Stopped` is a SystemExit, so that code after training never runs: the run is saved and resumable.
 """

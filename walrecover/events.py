@@ -38,7 +38,7 @@ class Code(msgspec.Struct, frozen=True, omit_defaults=True):
     environment: dict[str, str] = {}
 
 
-class AttemptBegun(_Event):
+class AttemptBegun(_Event, frozen=True):
     """A writer opened its stream. First event of every stream."""
 
     run: str
@@ -52,7 +52,7 @@ class AttemptBegun(_Event):
     code: Code | None = None
 
 
-class StepCompleted(_Event):
+class StepCompleted(_Event, frozen=True):
     """One optimizer step is done and nothing half-done is left.
 
     `position`: items consumed by each active loop, outermost first. `ranges`: half-open ranges of
@@ -73,7 +73,7 @@ class StepCompleted(_Event):
     grad_norm: float | None = None
 
 
-class ScalarsArrived(_Event):
+class ScalarsArrived(_Event, frozen=True):
     """Scalars of an earlier step that lay on a device when it completed."""
 
     step: int
@@ -86,7 +86,7 @@ class WrittenFile(msgspec.Struct, frozen=True, omit_defaults=True):
     digest: str
 
 
-class ShardsWritten(_Event):
+class ShardsWritten(_Event, frozen=True):
     """This rank's files of a snapshot are durable, and its vote is cast."""
 
     step: int
@@ -95,7 +95,7 @@ class ShardsWritten(_Event):
     seconds: float = 0.0
 
 
-class SnapshotCommitted(_Event):
+class SnapshotCommitted(_Event, frozen=True):
     """A note: the sequence committed the snapshot. Nothing depends on this event."""
 
     step: int
@@ -103,7 +103,7 @@ class SnapshotCommitted(_Event):
     end: bool = False
 
 
-class SnapshotVerified(_Event):
+class SnapshotVerified(_Event, frozen=True):
     """The snapshot was read back from its files, and every digest held."""
 
     step: int
@@ -111,7 +111,7 @@ class SnapshotVerified(_Event):
     end: bool = False
 
 
-class SnapshotAbandoned(_Event):
+class SnapshotAbandoned(_Event, frozen=True):
     """A capture that will never commit, and why. The last commit stands."""
 
     step: int
@@ -119,18 +119,18 @@ class SnapshotAbandoned(_Event):
     end: bool = False
 
 
-class SnapshotsRetired(_Event):
+class SnapshotsRetired(_Event, frozen=True):
     names: tuple[str, ...]
 
 
-class PaceSet(_Event):
+class PaceSet(_Event, frozen=True):
     """From this step on, multiples of `every` are captured."""
 
     from_step: int
     every: int
 
 
-class RecoveryPlanned(_Event):
+class RecoveryPlanned(_Event, frozen=True):
     """Recovery chose what the next attempt restores, and says what it passed over."""
 
     plan: Plan
@@ -140,47 +140,47 @@ class RecoveryPlanned(_Event):
     seconds: float = 0.0
 
 
-class PlanFailed(_Event):
+class PlanFailed(_Event, frozen=True):
     """This rank could not restore the plan's base."""
 
     reason: str
 
 
-class ConfigurationChanged(_Event):
+class ConfigurationChanged(_Event, frozen=True):
     differences: tuple[str, ...]
 
 
-class Resumed(_Event):
+class Resumed(_Event, frozen=True):
     """This rank stands at the plan's step, every object restored."""
 
     step: int
     seconds: float = 0.0
 
 
-class StopAnnounced(_Event):
+class StopAnnounced(_Event, frozen=True):
     """All ranks stop at this step's boundary."""
 
     step: int
     signal: int
 
 
-class RunStopped(_Event):
+class RunStopped(_Event, frozen=True):
     """The run was asked to stop, and its state at this step is durable."""
 
     step: int
     signal: int = 0
 
 
-class RunFinished(_Event):
+class RunFinished(_Event, frozen=True):
     step: int
 
 
-class WorkerStarted(_Event):
+class WorkerStarted(_Event, frozen=True):
     pid: int
     argv: tuple[str, ...] = ()
 
 
-class WorkerExited(_Event):
+class WorkerExited(_Event, frozen=True):
     """The child of a supervisor ended. `cause` is its class, `evidence` what is known."""
 
     pid: int
@@ -191,7 +191,7 @@ class WorkerExited(_Event):
     seconds: float = 0.0
 
 
-class RestartDecided(_Event):
+class RestartDecided(_Event, frozen=True):
     action: str
     delay: float
     reason: str
@@ -226,7 +226,7 @@ Event = (
     | RestartDecided
 )
 
-EVENT_TYPES: tuple[type[_Event], ...] = Event.__args__  # type: ignore[attr-defined]
+EVENT_TYPES: tuple[type[_Event], ...] = Event.__args__
 _NAMES = frozenset(kind.__name__ for kind in EVENT_TYPES)
 _decoder = msgspec.msgpack.Decoder(Event)
 _encode = msgspec.msgpack.Encoder().encode
@@ -241,7 +241,8 @@ def encode(event: Event) -> bytes:
 def decode(payload: bytes) -> Event | Unknown:
     """The event in these bytes. Raises Corrupt where a known type does not hold what it must."""
     try:
-        return _decode(payload)
+        event: Event = _decode(payload)
+        return event
     except msgspec.ValidationError as error:
         return _unknown(payload, error)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:

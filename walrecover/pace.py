@@ -35,9 +35,7 @@ def parse(text: str) -> Every:
     """`30s`, `5m`, `100steps`. Raises BadInput: a bare number has no unit."""
     match = _EVERY.fullmatch(text.strip())
     if not match:
-        raise BadInput(
-            f"--every {text!r}: give a number and its unit, such as 30s, 5m or 100steps"
-        )
+        raise BadInput(f"--every {text!r}: give a number and its unit, such as 30s, 5m or 100steps")
     number, unit = float(match[1]), match[2]
     if unit.startswith("step"):
         if number < 1 or number != int(number):

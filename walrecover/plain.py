@@ -66,7 +66,13 @@ def _to(value: Any, path: str, leaf: Leaf, depth: int) -> Any:
         return value if -(1 << 63) <= value < 1 << 64 else ["i", str(value)]
     if depth > MAX_DEPTH:
         raise Unstorable(f"{path} is nested deeper than {MAX_DEPTH} levels, or contains itself")
-    if kind is list or kind is tuple or kind is set or kind is frozenset or kind is collections.deque:
+    if (
+        kind is list
+        or kind is tuple
+        or kind is set
+        or kind is frozenset
+        or kind is collections.deque
+    ):
         items = value
         tag = _TAGS[kind]
         if kind is set or kind is frozenset:
@@ -75,7 +81,10 @@ def _to(value: Any, path: str, leaf: Leaf, depth: int) -> Any:
         return [tag, value.maxlen, tree] if kind is collections.deque else [tag, tree]
     if kind in (dict, collections.OrderedDict, collections.Counter, collections.defaultdict):
         pairs = [
-            [_to(key, f"{path}<key {key!r}>", leaf, depth + 1), _to(item, f"{path}[{key!r}]", leaf, depth + 1)]
+            [
+                _to(key, f"{path}<key {key!r}>", leaf, depth + 1),
+                _to(item, f"{path}[{key!r}]", leaf, depth + 1),
+            ]
             for key, item in value.items()
         ]
         if kind is collections.defaultdict:

@@ -11,7 +11,7 @@ import msgspec
 
 
 class Policy(msgspec.Struct, frozen=True):
-    """`max_restarts`: restarts without any completed step in between. Backoff in seconds."""
+    """`max_restarts`: restarts in a row without a new step in between. Backoff in seconds."""
 
     max_restarts: int = 3
     initial: float = 1.0
@@ -21,7 +21,8 @@ class Policy(msgspec.Struct, frozen=True):
 
 
 class Ended(msgspec.Struct, frozen=True):
-    """How one attempt ended. `restored`: it got as far as training; `steps`: completed by it."""
+    """How one attempt ended. `restored`: it got as far as training; `steps`: how many it
+    completed that no attempt before it had."""
 
     attempt: int
     code: int | None = None
@@ -50,7 +51,7 @@ def decide_restart(
 ) -> Decision:
     """Decide on the newest of `history` (oldest first). `draw` in [0, 1) spreads the delay.
 
-    A completed step refills the budget. Attempts that died before they had restored do not burn
+    A step that no attempt had completed before refills the budget. Attempts that died before they had restored do not burn
     it (rule 14: recovering again changes nothing), but as many of them in a row end the run.
     The first restart after progress comes at once; then exponential backoff with jitter.
     """
@@ -71,7 +72,7 @@ def decide_restart(
         else:
             idle += 1
     since = burnt + idle
-    for count, kind in ((burnt, "without a completed step"), (idle, "before training began")):
+    for count, kind in ((burnt, "without a new step"), (idle, "before training began")):
         if count > policy.max_restarts:
             return Decision(
                 "stop",
@@ -82,9 +83,9 @@ def decide_restart(
     if last.steps and policy.max_restarts == 0:
         return Decision("stop", 0.0, f"{what}; --max-restarts is 0")
     if since == 0:
-        return Decision("restart", 0.0, f"{what} after {last.steps} completed steps: at once")
+        return Decision("restart", 0.0, f"{what} after {last.steps} new steps: at once")
     delay = min(policy.cap, policy.initial * policy.factor ** (since - 1))
     delay *= 1.0 + policy.jitter * (2.0 * draw - 1.0)
     return Decision(
-        "restart", delay, f"{what} without a completed step ({since} in a row): in {delay:.1f} s"
+        "restart", delay, f"{what} without a new step ({since} in a row): in {delay:.1f} s"
     )

@@ -20,7 +20,7 @@ from walrecover.entries import AttemptEntry, CommitEntry, Entry, Holder, Plan, R
 from walrecover.errors import Corrupt, NothingToResume, RunBusy, UnsupportedVersion
 from walrecover.events import Event, RecoveryPlanned, Unknown
 from walrecover.failpoints import failpoint
-from walrecover.journal import Reader, examine_all, find_streams
+from walrecover.journal import Reader, StreamId, examine_all, find_streams
 from walrecover.processes import is_alive
 from walrecover.rundir import RunDir
 from walrecover.sequence import Sequence
@@ -48,8 +48,12 @@ def fold_run(run: RunDir, entries: Many[Entry] | None = None) -> RunState:
     """Fold all of a run. Damage in a stream is named in its record's `losses`, never raised:
     no state depends on it, and everything before the damage is used."""
     found = Sequence(run.sequence).read() if entries is None else entries
+    return RunState(tuple(found), _records(find_streams(run.journal)))
+
+
+def _records(streams: Many[tuple[StreamId, Path]]) -> dict[StreamKey, StreamRecord]:
+    """The record of each stream, read in a child first where it may be damaged."""
     records: dict[StreamKey, StreamRecord] = {}
-    streams = find_streams(run.journal)
     reports = examine_all(streams)
     for stream, path in streams:
         key = StreamKey(*stream)
@@ -57,16 +61,13 @@ def fold_run(run: RunDir, entries: Many[Entry] | None = None) -> RunState:
         report = reports[stream]
         if report.problem:
             record.losses.append(f"{stream.writer} of attempt {stream.attempt}: {report.problem}")
-            if not report.readable:
-                continue
-        state = fold((), {key: _read(path, record, report.last)}, {key: record})
-        records[key] = state.records[key]
-    return RunState(tuple(found), records)
+        if report.readable:
+            pairs = {key: _read(path, record, report.last)}
+            records[key] = fold((), pairs, {key: record}).records[key]
+    return records
 
 
-def _read(
-    path: Path, record: StreamRecord, last: int
-) -> Iterator[tuple[int, Event | Unknown]]:
+def _read(path: Path, record: StreamRecord, last: int) -> Iterator[tuple[int, Event | Unknown]]:
     try:
         with Reader(path) as reader:
             yield from reader.read(upto=last)
@@ -83,9 +84,7 @@ def choose(run: RunDir, entries: Many[Entry], *, at: int | None = None) -> Verdi
     only not be read is tried again.
     """
     newest = model.newest_attempt(entries)
-    inherited = {
-        r.manifest: r for r in (newest.plan.rejected if newest else ()) if r.confirmed
-    }
+    inherited = {r.manifest: r for r in (newest.plan.rejected if newest else ()) if r.confirmed}
     rejected: list[Rejected] = []
     for commit in model.candidates(entries):
         ref = commit.snapshot
@@ -193,30 +192,20 @@ def require_free(entries: Many[Entry], holder: Holder) -> None:
     if same or ours:
         return
     if is_alive(other):
-        raise RunBusy(
-            f"the run is held by {other}, which is alive: end it, or wait for it"
-        )
+        raise RunBusy(f"the run is held by {other}, which is alive: end it, or wait for it")
 
 
 def progress(run: RunDir, entry: AttemptEntry) -> tuple[bool, int]:
-    """Whether some rank of the attempt finished restoring, and how many steps it completed."""
+    """Whether some rank of the attempt finished restoring, and the last step it completed."""
     streams = [
         (stream, path)
         for stream, path in find_streams(run.journal)
         if (stream.attempt, stream.nonce) == (entry.number, entry.nonce)
         and stream.writer.startswith("rank-")
     ]
-    restored, steps = False, 0
-    reports = examine_all(streams)
-    for stream, path in streams:
-        if not reports[stream].readable:
-            continue
-        key = StreamKey(*stream)
-        record = StreamRecord()
-        record = fold((), {key: _read(path, record, reports[stream].last)}).records[key]
-        restored = restored or record.resumed is not None
-        steps = max(steps, sum(last - first + 1 for first, last in record.steps))
-    return restored, steps
+    records = _records(streams)
+    restored = any(record.resumed is not None for record in records.values())
+    return restored, max((record.last_step for record in records.values()), default=0)
 
 
 def commits_at(entries: Many[Entry], at: int | None) -> list[CommitEntry]:

@@ -1,10 +1,10 @@
 """Where things lie: the one place that knows the layout of `.walrecover`.
 
-    .walrecover/runs/<run>/sequence/00000007.json
-                          /snapshots/step-00001200.a3-9f2c01d7/
-                          /journal/a3-9f2c01d7/<writer>/        or below --journal-dir
-                          /attempts/a3-9f2c01d7/                what the processes of one attempt
-                                                                tell each other; never state
+.walrecover/runs/<run>/sequence/00000007.json
+                      /snapshots/step-00001200.a3-9f2c01d7/
+                      /journal/a3-9f2c01d7/<writer>/        or below --journal-dir
+                      /attempts/a3-9f2c01d7/                what the processes of one attempt
+                                                            tell each other; never state
 """
 
 from __future__ import annotations
@@ -67,7 +67,9 @@ class RunDir(NamedTuple):
             make_directory(self.root)
             ignore = self.root / ".gitignore"
             if not ignore.exists():
-                ignore.write_text("# what walrecover keeps; deleting this folder uninstalls it\n*\n")
+                ignore.write_text(
+                    "# what walrecover keeps; deleting this folder uninstalls it\n*\n"
+                )
             for folder in (self.sequence, self.snapshots, self.journal, self.attempts):
                 make_directory(folder)
 
@@ -84,7 +86,9 @@ def open_run(root: Path, name: str, journal: Path | None = None) -> RunDir:
     run = RunDir(root, name, journal)
     if not run.exists():
         known = ", ".join(list_runs(root)[:5]) or "none"
-        what = "is not a walrecover directory" if not (root / "runs").is_dir() else "has no such run"
+        what = (
+            "is not a walrecover directory" if not (root / "runs").is_dir() else "has no such run"
+        )
         raise BadInput(f"no run {name!r}: {root} {what} (runs there: {known})")
     return run
 
@@ -114,4 +118,6 @@ def default_name(directory: str, script: str, arguments: list[str]) -> str:
     """The same command is the same run: the script's stem and four hex digits of the rest."""
     text = "\0".join([directory, script, *arguments])
     stem = "".join(c if c.isalnum() or c in "_-" else "-" for c in Path(script).stem) or "run"
-    return f"{stem.lstrip('-') or 'run'}-{hashlib.blake2b(text.encode(), digest_size=2).hexdigest()}"
+    return (
+        f"{stem.lstrip('-') or 'run'}-{hashlib.blake2b(text.encode(), digest_size=2).hexdigest()}"
+    )

@@ -41,7 +41,6 @@ class TensorData(NamedTuple):
         return memoryview((ctypes.c_char * self.nbytes).from_address(self.address)).cast("B")
 
 
-
 def digests(tensors: Mapping[str, TensorData]) -> dict[str, str]:
     """The digest of every tensor's bytes, each piece of memory hashed once."""
     seen: dict[tuple[int, int], str] = {}
@@ -126,7 +125,9 @@ def write_plain(snapshots: Path, relative: str, data: bytes) -> FileAt:
         try:
             write_durably(path, data)
         except FileExistsError:
-            raise StorageFailed(f"{path} exists already: the names of shards are written once") from None
+            raise StorageFailed(
+                f"{path} exists already: the names of shards are written once"
+            ) from None
     failpoint("shards.plain.written")
     return FileAt(len(data), digest_of(data))
 
@@ -194,7 +195,9 @@ class Shard:
             hasher.update(view[:got])
             place += got
         if "blake3:" + hasher.hexdigest() != tensor.digest:
-            raise Corrupt(f"{self.relative}: the bytes of {name} are not the ones that were written")
+            raise Corrupt(
+                f"{self.relative}: the bytes of {name} are not the ones that were written"
+            )
 
     def size_of(self, tensor: TensorAt) -> int:
         if tensor.key not in self._spans:

@@ -179,9 +179,7 @@ def commit(
     ref = SnapshotRef(
         step=step, attempt=attempt, nonce=nonce, manifest=votes.digest_of(data), end=end
     )
-    entry = CommitEntry(
-        id=secrets.token_hex(8), at=time.time(), snapshot=ref, finished=finished
-    )
+    entry = CommitEntry(id=secrets.token_hex(8), at=time.time(), snapshot=ref, finished=finished)
 
     def decide(found: list[Entry]) -> Entry | None:
         require_newest(found, attempt, nonce)
@@ -229,9 +227,7 @@ def _refuse_retired(found: list[Entry], parts: list[Part]) -> None:
 def load_manifest(run: RunDir, ref: SnapshotRef) -> Manifest:
     """The manifest that a commit names. Raises Corrupt, UnsupportedVersion, OSError."""
     try:
-        data = read_regular(
-            run.snapshots, f"{ref.name}/manifest.json", votes.MAX_MANIFEST_BYTES
-        )
+        data = read_regular(run.snapshots, f"{ref.name}/manifest.json", votes.MAX_MANIFEST_BYTES)
     except FileNotFoundError:
         raise Corrupt(f"{ref.name}/manifest.json is missing") from None
     if votes.digest_of(data) != ref.manifest:
@@ -311,4 +307,3 @@ def delete_void(run: RunDir, found: list[Entry]) -> None:
         for folder in os.scandir(run.attempts):
             if folder.name != newest.label and folder.is_dir(follow_symlinks=False):
                 shutil.rmtree(folder.path, ignore_errors=True)
-

@@ -84,9 +84,7 @@ def _sentence(error: OSError) -> str:
     return f"{error.strerror or error}{where}"
 
 
-def _report(
-    arguments: list[str], kind: str, message: str, code: int, usage: Any = None
-) -> int:
+def _report(arguments: list[str], kind: str, message: str, code: int, usage: Any = None) -> int:
     own = arguments[: arguments.index("--")] if "--" in arguments else arguments
     if "--json" in own:
         from walrecover.cli.output import write_json

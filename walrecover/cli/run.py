@@ -34,10 +34,15 @@ from walrecover.rundir import RunDir, check_name, default_name, find_root
     type=click.IntRange(min=0),
     default=3,
     show_default=True,
-    help="Restarts in a row without a completed step in between.",
+    help="Restarts in a row without a new step in between.",
 )
-@click.option("--backoff", type=click.FloatRange(min=0), default=1.0, show_default=True,
-              help="Seconds before the second restart in a row; doubles with each.")
+@click.option(
+    "--backoff",
+    type=click.FloatRange(min=0),
+    default=1.0,
+    show_default=True,
+    help="Seconds before the second restart in a row; doubles with each.",
+)
 @click.option(
     "--resume",
     type=click.Choice(["auto", "must", "never"]),
@@ -46,8 +51,13 @@ from walrecover.rundir import RunDir, check_name, default_name, find_root
     show_default=True,
     help="Resume if there is a snapshot; insist on one; or start over.",
 )
-@click.option("--grace", type=click.FloatRange(min=0), default=60.0, show_default=True,
-              help="Seconds between a stop signal and SIGKILL.")
+@click.option(
+    "--grace",
+    type=click.FloatRange(min=0),
+    default=60.0,
+    show_default=True,
+    help="Seconds between a stop signal and SIGKILL.",
+)
 @click.argument("cmd", nargs=-1, required=True, type=click.UNPROCESSED, metavar="-- CMD…")
 def command(
     name: str | None,

@@ -8,7 +8,7 @@ import click
 
 from walrecover import recovery
 from walrecover.cli.options import as_json, directory, journal_dir, resolve, run_argument
-from walrecover.cli.output import clock, seconds, write_json, write_table
+from walrecover.cli.output import clock, seconds, write_json
 from walrecover.cli.views import flow, run_row
 
 
@@ -33,36 +33,33 @@ def command(run: str | None, directory: str | None, journal_dir: str | None, as_
         f"run {row['run']}: {row['state']}, step {row['last_step']}, "
         f"{len(story)} attempt{'s' if len(story) != 1 else ''}"
     )
-    write_table(
-        "",
-        ["attempt", "began", "resumed after", "steps", "done again", "ended", "decision", "seconds"],
-        [_cells(item) for item in story],
-    )
     for item in story:
-        for rejection in item["rejected"]:
-            click.echo(
-                f"attempt {item['attempt']} rejected step {rejection['step']}: {rejection['reason']}"
-            )
+        _draw(item)
     for loss in losses:
         click.echo(f"lost from the journal: {loss}")
     return 0
 
 
-def _cells(item: dict[str, Any]) -> list[str]:
-    stages = item["stages"]
-    parts = [
-        f"{label} {seconds(stages[name])}"
-        for label, name in (("planned", "planned"), ("restored", "restored"), ("ran", "ran"))
-        if stages[name] is not None
-    ]
-    point, last = item["recovery_point"], item["last_step"]
-    return [
-        str(item["attempt"]),
-        clock(item["began"]),
-        f"step {point}" if point is not None else "the beginning",
-        f"{item['first_step']}…{last}" if last is not None else "none",
-        str(item["lost_steps"]) if item["lost_steps"] else "",
-        item["evidence"] or item["cause"] or "unknown: its holder is gone",
-        item["reason"],
-        ", ".join(parts),
-    ]
+def _draw(item: dict[str, Any]) -> None:
+    """One attempt: what it resumed, how far it came, how it ended, what was decided."""
+    stages, point = item["stages"], item["recovery_point"]
+    click.echo()
+    click.echo(f"attempt {item['attempt']}   {clock(item['began'])}")
+    for rejection in item["rejected"]:
+        _stage("rejected", f"step {rejection['step']}: {rejection['reason']}")
+    again = f", {item['lost_steps']} steps done again" if item["lost_steps"] else ""
+    where = f"after step {point}{again}" if point is not None else "from the beginning"
+    _stage("planned", where, stages["planned"])
+    if stages["restored"] is not None:
+        _stage("restored", "every object of every rank", stages["restored"])
+    if item["last_step"] is not None:
+        _stage("trained", f"steps {item['first_step']} to {item['last_step']}")
+    if item["cause"] or item["evidence"]:
+        cause, evidence = item["cause"], item["evidence"]
+        _stage("ended", f"{cause}: {evidence}" if evidence else cause, stages["ran"])
+    if item["decision"]:
+        _stage(item["decision"], item["reason"])
+
+
+def _stage(name: str, text: str, took: float | None = None) -> None:
+    click.echo(f"  → {name:9} {text}" + (f"   ({seconds(took)})" if took is not None else ""))

@@ -82,7 +82,9 @@ def differences(before: Code, now: Code) -> tuple[str, ...]:
         old, new = getattr(before, field), getattr(now, field)
         for name in sorted(old.keys() | new.keys()):
             if old.get(name) != new.get(name):
-                found.append(f"{name} was {old.get(name, 'not set')}, is {new.get(name, 'not set')}")
+                found.append(
+                    f"{name} was {old.get(name, 'not set')}, is {new.get(name, 'not set')}"
+                )
     return tuple(found)
 
 

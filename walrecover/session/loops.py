@@ -78,7 +78,10 @@ class Frame:
             done=list(self.done),
             length=self.length,
             broken=broken,
-            sources=[_source_state(value, begun) for value, begun in zip(self.iterables, self.generators, strict=True)],
+            sources=[
+                _source_state(value, begun)
+                for value, begun in zip(self.iterables, self.generators, strict=True)
+            ],
         )
 
 
@@ -211,7 +214,11 @@ class Loops:
         frame.done = list(place.done) if innermost else []
         frame.stepped = True
         if place.broken:
-            grown = frame.length is not None and place.length is not None and frame.length > place.length
+            grown = (
+                frame.length is not None
+                and place.length is not None
+                and frame.length > place.length
+            )
             if not grown:
                 frame.consumed = place.consumed
                 frame.generators = [[] for _ in frame.iterables]
@@ -267,9 +274,7 @@ class Loops:
                 "not the training's: let run.loop() be the outermost reader, run.loop(prefetch(…))"
             )
         if frame not in self.stack:
-            raise BadInput(
-                "two run.loop() were read at once: give both to one, run.loop(a, b)"
-            )
+            raise BadInput("two run.loop() were read at once: give both to one, run.loop(a, b)")
         while self.stack[-1] is not frame:  # left by break while somebody held its iterator
             self.leave(self.stack[-1])
 
@@ -415,7 +420,7 @@ def _is_indexed(value: Any) -> bool:
     return (
         hasattr(value, "__len__")
         and hasattr(value, "__getitem__")
-        and not isinstance(value, Mapping | loaders.DataLoader)
+        and not isinstance(value, Mapping)
     )
 
 

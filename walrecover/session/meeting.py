@@ -25,7 +25,7 @@ _SAME_TICK_NS = 20_000_000
 
 
 class Announcement(msgspec.Struct, frozen=True):
-    """`pace`: from `step` on multiples of `value`. `stop`: all stop at `step`, for signal `value`."""
+    """`pace`: from `step` on, multiples of `value`. `stop`: at `step`, for signal `value`."""
 
     kind: Literal["pace", "stop"]
     step: int

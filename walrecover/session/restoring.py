@@ -78,9 +78,11 @@ def read(run: RunDir, base: SnapshotRef, rank: int, world: int) -> Restored:
 
 def position_tree(position: Position) -> Any:
     """The wire form of a position."""
-    return plain.to_tree(msgspec.structs.asdict(position) | {
-        "places": [msgspec.structs.asdict(place) for place in position.places]
-    }, "position")
+    return plain.to_tree(
+        msgspec.structs.asdict(position)
+        | {"places": [msgspec.structs.asdict(place) for place in position.places]},
+        "position",
+    )
 
 
 def position_from(tree: Any) -> Position:

@@ -190,7 +190,9 @@ class Run:
         stop = self._meeting.stop
         stopping = stop is not None and step >= stop.step
         key = Key(step, False)
-        if (self._wanted or stopping or is_due(step, self._meeting.paces)) and key != self._last_key:
+        if (
+            self._wanted or stopping or is_due(step, self._meeting.paces)
+        ) and key != self._last_key:
             self._wanted = False
             self._save(key, self._loops.position(), finished=False)
         if stopping:
@@ -358,4 +360,3 @@ class Run:
 def _counts(position: Position) -> list[tuple[int, int]]:
     """What all ranks must have in common of a position."""
     return [(place.ordinal, place.consumed) for place in position.places]
-

@@ -167,7 +167,9 @@ class Saver:
 
     def _wake(self) -> None:
         if self._keeper is None:
-            self._keeper = threading.Thread(target=self._keep, name="walrecover-keeper", daemon=True)
+            self._keeper = threading.Thread(
+                target=self._keep, name="walrecover-keeper", daemon=True
+            )
             self._keeper.start()
         with self._changed:
             self._changed.notify_all()

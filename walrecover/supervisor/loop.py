@@ -82,6 +82,7 @@ class _Supervision:
         self._holder = msgspec.structs.replace(identity(), supervisor=secrets.token_hex(8))
         self._succession = Succession(RunSequence(run.sequence), self._holder.supervisor)
         self._history: list[Ended] = []
+        self._furthest = 0
 
     def drive(self, resume: str) -> int:
         self._run.create()
@@ -95,6 +96,8 @@ class _Supervision:
                 say(f"not restarting: {error}")
                 return 1
             say(begun.line)
+            base = begun.entry.plan.base
+            self._furthest = max(self._furthest, base.step if base else 0)
             resume = "auto"
             exit_code = self._attempt(begun)
             if exit_code is not None:
@@ -189,14 +192,17 @@ class _Supervision:
         return "failed" if ending.code else "done"
 
     def _measure(self, entry: AttemptEntry, ending: Ending) -> Ended:
-        restored, steps = False, 0
+        """How the attempt ended. Steps count as progress only beyond the furthest that any attempt
+        here has come: a script that always dies at the same step makes none."""
+        restored, furthest = False, self._furthest
         try:
             for own in self._succession.own_since(entry):
-                reached, completed = recovery.progress(self._run, own)
-                restored, steps = restored or reached, steps + completed
+                reached, last = recovery.progress(self._run, own)
+                restored, furthest = restored or reached, max(furthest, last)
         except (OSError, WalrecoverError) as error:
             say(f"how far attempt {entry.number} came cannot be told: {error}")
         asked = self._stopping.asked is not None
+        steps, self._furthest = furthest - self._furthest, furthest
         return Ended(entry.number, ending.code, ending.signal, restored, steps, asked)
 
     def _decide(self) -> Decision:

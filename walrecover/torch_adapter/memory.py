@@ -24,7 +24,9 @@ def tensor_data(tensor: torch.Tensor, path: str) -> TensorData:
     detached = tensor.detach()
     if type(detached) not in (torch.Tensor, torch.nn.Parameter):
         if hasattr(detached, "full_tensor"):
-            raise Unstorable(f"{path} is a sharded {type(detached).__name__}: attach its local part")
+            raise Unstorable(
+                f"{path} is a sharded {type(detached).__name__}: attach its local part"
+            )
         raise Unstorable(f"{path} is a {type(detached).__name__}, whose bytes are not its own")
     if detached.layout is not torch.strided or detached.is_quantized or detached.is_nested:
         raise Unstorable(f"{path} is a {detached.layout} tensor: attach it as dense tensors")

@@ -317,14 +317,7 @@ def _restore_optimizer(value: Any, state: Any, name: str, strict: bool) -> list[
     else:
         parameters = [p for group in value.param_groups for p in group["params"]]
         numbers = [n for group in state["param_groups"] for n in group["params"]]
-        for number, parameter in zip(numbers, parameters, strict=True):
-            for key, stored in state["state"].get(number, {}).items():
-                if isinstance(stored, torch.Tensor) and stored.dim() and key != "step":
-                    if stored.shape != parameter.shape and stored.numel() == parameter.numel():
-                        differences.append(
-                            f"state.{number}.{key} is {_shape(stored)}, "
-                            f"its parameter {_shape(parameter)}"
-                        )
+        differences += _misshapen(state, numbers, parameters)
     notes = _raise_or_note(name, differences, strict)
     if notes:
         return notes
@@ -332,12 +325,26 @@ def _restore_optimizer(value: Any, state: Any, name: str, strict: bool) -> list[
     # load_state_dict casts float state to its parameter's type: fp32 moments of bf16 parameters
     # would come back rounded. Put back what was stored.
     for number, parameter in zip(numbers, parameters, strict=True):
+        mine = value.state.get(parameter, {})
         for key, stored in state["state"].get(number, {}).items():
-            loaded = value.state.get(parameter, {}).get(key)
-            if isinstance(stored, torch.Tensor) and isinstance(loaded, torch.Tensor):
-                if loaded.dtype != stored.dtype:
-                    value.state[parameter][key] = stored.to(loaded.device)
+            loaded = mine.get(key)
+            both = isinstance(stored, torch.Tensor) and isinstance(loaded, torch.Tensor)
+            if both and loaded.dtype != stored.dtype:
+                mine[key] = stored.to(loaded.device)
     return []
+
+
+def _misshapen(state: Any, numbers: list[int], parameters: list[torch.Tensor]) -> list[str]:
+    """State that belongs to parameters of another shape: `load_state_dict` does not look."""
+    found = []
+    for number, parameter in zip(numbers, parameters, strict=True):
+        for key, stored in state["state"].get(number, {}).items():
+            if key not in ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer"):
+                continue
+            if isinstance(stored, torch.Tensor) and stored.shape != parameter.shape:
+                here, there = _shape(parameter), _shape(stored)
+                found.append(f"state.{number}.{key} is {there}, its parameter {here}")
+    return found
 
 
 def _restore_stateful(value: Any, state: Any, name: str, strict: bool) -> list[str]:
@@ -351,7 +358,9 @@ def _restore_stateful(value: Any, state: Any, name: str, strict: bool) -> list[s
 def _restore_tensor(value: torch.Tensor, state: Any, name: str, strict: bool) -> list[str]:
     if value.shape != state.shape or value.dtype != state.dtype:
         here = f"{_shape(value)} of {value.dtype}"
-        return _raise_or_note(name, [f"{here} here, {_shape(state)} of {state.dtype} there"], strict)
+        return _raise_or_note(
+            name, [f"{here} here, {_shape(state)} of {state.dtype} there"], strict
+        )
     with torch.no_grad():
         value.copy_(state)
     return []
@@ -360,7 +369,9 @@ def _restore_tensor(value: torch.Tensor, state: Any, name: str, strict: bool) ->
 def _restore_array(value: Any, state: Any, name: str, strict: bool) -> list[str]:
     if value.shape != state.shape or value.dtype != state.dtype:
         return _raise_or_note(
-            name, [f"{value.shape} of {value.dtype} here, {state.shape} of {state.dtype} there"], strict
+            name,
+            [f"{value.shape} of {value.dtype} here, {state.shape} of {state.dtype} there"],
+            strict,
         )
     value[...] = state
     return []
@@ -401,11 +412,16 @@ def _merged(mine: Any, stored: Any) -> Any:
     elif isinstance(mine, dict) and isinstance(stored, dict):
         _restore_dict(mine, stored, "", True)
         return mine
-    elif hasattr(mine, "dtype") and type(mine) is type(stored):
-        if mine.shape == stored.shape and mine.dtype == stored.dtype and mine.shape:
-            mine[...] = stored
-            return mine
+    elif _is_same_array(mine, stored):
+        mine[...] = stored
+        return mine
     return stored
+
+
+def _is_same_array(mine: Any, stored: Any) -> bool:
+    if not hasattr(mine, "dtype") or type(mine) is not type(stored) or not mine.shape:
+        return False
+    return bool(mine.shape == stored.shape and mine.dtype == stored.dtype)
 
 
 def _restore_namespace(value: Any, state: Any, name: str, strict: bool) -> list[str]:

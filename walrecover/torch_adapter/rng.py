@@ -33,10 +33,14 @@ def capture() -> dict[str, Any]:
     if numpy is not None:
         name, key, position, has_gauss, gauss = numpy.get_state()
         state["numpy"] = (name, key.tobytes(), int(position), int(has_gauss), float(gauss))
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
+    if _cuda_in_use():
         for device in range(torch.cuda.device_count()):
             state[f"cuda:{device}"] = bytes_of(torch.cuda.get_rng_state(device))
     return state
+
+
+def _cuda_in_use() -> bool:
+    return bool(torch.cuda.is_initialized())  # type: ignore[no-untyped-call]
 
 
 def restore(state: dict[str, Any]) -> None:
@@ -66,14 +70,14 @@ def _byte_tensor(data: bytes) -> torch.Tensor:
 
 def digests() -> dict[str, bytes]:
     """The digest of every generator's state: a few microseconds, for every step."""
-    version, state, gauss = random.getstate()
+    _version, state, gauss = random.getstate()
     found = {
         "python": xxh3_128_digest(_pack_python(*state) + repr(gauss).encode()),
         "torch": xxh3_128_digest(bytes_of(torch.get_rng_state())),
     }
     if "numpy.random" in sys.modules:
         found["numpy"] = xxh3_128_digest(_numpy_state())
-    if torch.cuda.is_initialized():
+    if _cuda_in_use():
         for device in range(torch.cuda.device_count()):
             state_bytes = bytes_of(torch.cuda.get_rng_state(device))
             found[f"cuda:{device}"] = xxh3_128_digest(state_bytes)

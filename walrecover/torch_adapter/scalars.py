@@ -18,7 +18,7 @@ def number(value: Any) -> float | None:
     """
     if isinstance(value, torch.Tensor):
         if value.numel() != 1:
-            raise TypeError(f"run.step() takes scalars, and this tensor has {value.numel()} elements")
+            raise TypeError(f"run.step() takes scalars; this tensor has {value.numel()} elements")
         return float(value.detach()) if value.device.type == "cpu" else None
     try:
         return float(value)
@@ -38,7 +38,7 @@ class Late:
         host.copy_(value.detach().reshape(()), non_blocking=True)
         event = None
         if value.device.type == "cuda":
-            event = torch.cuda.Event()
+            event = torch.cuda.Event()  # type: ignore[no-untyped-call]
             event.record(torch.cuda.current_stream(value.device))
         self._moving.append((step, name, host, event))
 
