@@ -12,11 +12,11 @@ import os
 import struct
 import time
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 _BEAT = struct.Struct("<QQd")
-PHASES = ("starting", "restoring", "training", "snapshot", "between", "ended")
 Phase = Literal["starting", "restoring", "training", "snapshot", "between", "ended"]
+PHASES: tuple[Phase, ...] = get_args(Phase)
 
 
 class Reading(NamedTuple):

@@ -51,9 +51,10 @@ def decide_restart(
 ) -> Decision:
     """Decide on the newest of `history` (oldest first). `draw` in [0, 1) spreads the delay.
 
-    A step that no attempt had completed before refills the budget. Attempts that died before they had restored do not burn
-    it (rule 14: recovering again changes nothing), but as many of them in a row end the run.
-    The first restart after progress comes at once; then exponential backoff with jitter.
+    A step that no attempt had completed before refills the budget. Attempts that died before they
+    had restored do not burn it (rule 14: recovering again changes nothing), but as many of them in
+    a row end the run. The first restart after progress comes at once; then exponential backoff
+    with jitter.
     """
     last = history[-1]
     what = describe(last)

@@ -9,18 +9,17 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Iterator
 from collections.abc import Sequence as Many
 from pathlib import Path
 from typing import NamedTuple
 
+from walrecover import checkpoints, snapshot
 from walrecover import entries as model
-from walrecover import snapshot
 from walrecover.entries import AttemptEntry, CommitEntry, Entry, Holder, Plan, Rejected, SnapshotRef
 from walrecover.errors import Corrupt, NothingToResume, RunBusy, UnsupportedVersion
-from walrecover.events import Event, RecoveryPlanned, Unknown
+from walrecover.events import RecoveryPlanned
 from walrecover.failpoints import failpoint
-from walrecover.journal import Reader, StreamId, examine_all, find_streams
+from walrecover.journal import Cursor, Reader, StreamId, examine_all, find_streams
 from walrecover.processes import is_alive
 from walrecover.rundir import RunDir
 from walrecover.sequence import Sequence
@@ -52,28 +51,42 @@ def fold_run(run: RunDir, entries: Many[Entry] | None = None) -> RunState:
 
 
 def _records(streams: Many[tuple[StreamId, Path]]) -> dict[StreamKey, StreamRecord]:
-    """The record of each stream, read in a child first where it may be damaged."""
+    """The record of each stream: its checkpoint, and the tail behind that, which a child process
+    has read first. Where a checkpoint does not fit its stream, all of the stream is read."""
+    kept = {stream: found for stream, path in streams if (found := checkpoints.load(path, stream))}
+    reports = examine_all(streams, {stream: cursor for stream, (cursor, _) in kept.items()})
+    unfit = [item for item in streams if item[0] in kept and reports[item[0]].kind == "Rewound"]
+    for stream, _ in unfit:
+        del kept[stream]
+    reports |= examine_all(unfit) if unfit else {}
     records: dict[StreamKey, StreamRecord] = {}
-    reports = examine_all(streams)
     for stream, path in streams:
-        key = StreamKey(*stream)
-        record = records[key] = StreamRecord()
+        cursor, record = kept.get(stream, (None, StreamRecord()))
+        records[StreamKey(*stream)] = record
         report = reports[stream]
         if report.problem:
             record.losses.append(f"{stream.writer} of attempt {stream.attempt}: {report.problem}")
         if report.readable:
-            pairs = {key: _read(path, record, report.last)}
-            records[key] = fold((), pairs, {key: record}).records[key]
+            _fold_tail(path, stream, cursor, report.last, record)
     return records
 
 
-def _read(path: Path, record: StreamRecord, last: int) -> Iterator[tuple[int, Event | Unknown]]:
+def _fold_tail(
+    path: Path, stream: StreamId, cursor: Cursor | None, last: int, record: StreamRecord
+) -> None:
+    """Fold what lies behind the cursor into the record, and keep the result where worth it."""
+    key, before = StreamKey(*stream), record.lsn
     try:
         with Reader(path) as reader:
-            yield from reader.read(upto=last)
+            for events, reached in reader.batches(cursor, last):
+                fold((), {key: events}, {key: record})
+                cursor = reached
     except (Corrupt, UnsupportedVersion, OSError) as error:
-        if str(error) not in " ".join(record.losses):
-            record.losses.append(str(error))
+        # The child has read this much: it changed under the reader. What was folded counts.
+        record.losses.append(f"{stream.writer} of attempt {stream.attempt}: {error}")
+        return
+    if cursor and not record.losses and record.lsn - before >= checkpoints.WORTH_EVENTS:
+        checkpoints.store(path, stream, cursor, record)
 
 
 def choose(run: RunDir, entries: Many[Entry], *, at: int | None = None) -> Verdict:

@@ -25,25 +25,53 @@ class Sequence:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self._known: list[Entry] = []
+        self._mark: tuple[int, ...] = ()
 
     def read(self) -> list[Entry]:
         """All entries in order; entry n is item n-1.
 
+        Entries never change, so that only those behind the ones already read are read again.
         Raises Corrupt for a gap or a damaged entry: decisions after it cannot be trusted, and
         guessing past it could bring back what was retired.
         """
+        if self._known and self._mark_of(len(self._known)) == self._mark:
+            self._read_on()
+        else:
+            self._known = []
+            self._read_all()
+        if self._known:
+            self._mark = self._mark_of(len(self._known))
+        return list(self._known)
+
+    def _read_all(self) -> None:
         try:
             names = sorted(
                 int(match[1]) for match in map(_NAME.fullmatch, os.listdir(self.folder)) if match
             )
         except FileNotFoundError:
-            return []
+            return
         for expected, number in enumerate(names, start=1):
             if number != expected:
                 raise Corrupt(
                     f"sequence entry {expected} is missing in {self.folder}, though {number} exists"
                 )
-        return [self._entry(number) for number in names]
+        self._known = [self._entry(number) for number in names]
+
+    def _read_on(self) -> None:
+        while True:
+            try:
+                self._known.append(self._entry(len(self._known) + 1))
+            except FileNotFoundError:
+                return
+
+    def _mark_of(self, number: int) -> tuple[int, ...]:
+        """What tells this entry's file from another of its name."""
+        try:
+            found = os.stat(self.folder / f"{number:08d}.json", follow_symlinks=False)
+        except FileNotFoundError:
+            return ()
+        return (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
 
     def _entry(self, number: int) -> Entry:
         data = read_regular(self.folder, f"{number:08d}.json", model.MAX_ENTRY_BYTES)

@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import msgspec
+
 from walrecover import entries as model
 from walrecover import events as ev
 from walrecover.entries import CommitEntry, Entry, Link
@@ -23,53 +25,30 @@ class StreamKey(NamedTuple):
     writer: str
 
 
-class StreamRecord:
-    """What one stream says. `steps`: closed intervals of completed steps, in order of writing."""
+class StreamRecord(msgspec.Struct):
+    """What one stream says. `steps`: closed intervals of completed steps, in order of writing.
 
-    __slots__ = (
-        "abandoned",
-        "begun",
-        "decided",
-        "events",
-        "exited",
-        "finished",
-        "losses",
-        "lsn",
-        "planned",
-        "retired",
-        "resumed",
-        "steps",
-        "stopped",
-        "verified",
-    )
+    A plain struct, so that it can be kept as the fold's checkpoint and compared with a full fold.
+    """
 
-    def __init__(self) -> None:
-        self.lsn = 0
-        self.events = 0
-        self.begun: ev.AttemptBegun | None = None
-        self.steps: list[list[int]] = []
-        self.resumed: ev.Resumed | None = None
-        self.planned: ev.RecoveryPlanned | None = None
-        self.exited: list[ev.WorkerExited] = []
-        self.decided: list[ev.RestartDecided] = []
-        self.abandoned: list[ev.SnapshotAbandoned] = []
-        self.verified: set[str] = set()
-        self.retired: set[str] = set()
-        self.stopped: ev.RunStopped | None = None
-        self.finished: ev.RunFinished | None = None
-        self.losses: list[str] = []
+    lsn: int = 0
+    events: int = 0
+    begun: ev.AttemptBegun | None = None
+    steps: list[list[int]] = []
+    resumed: ev.Resumed | None = None
+    planned: ev.RecoveryPlanned | None = None
+    exited: list[ev.WorkerExited] = []
+    decided: list[ev.RestartDecided] = []
+    abandoned: list[ev.SnapshotAbandoned] = []
+    verified: set[str] = set()
+    retired: set[str] = set()
+    stopped: ev.RunStopped | None = None
+    finished: ev.RunFinished | None = None
+    losses: list[str] = []
 
     @property
     def last_step(self) -> int:
         return self.steps[-1][1] if self.steps else 0
-
-    def to_builtins(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in self.__slots__}
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, StreamRecord) and self.to_builtins() == other.to_builtins()
-
-    __hash__ = None  # type: ignore[assignment]
 
 
 class RunState(NamedTuple):

@@ -17,7 +17,7 @@ from walrecover.failpoints import failpoint
 from walrecover.journal.environment import Environment
 from walrecover.journal.stream import Cursor, key_of
 
-_COMMITS_PER_READER_CHECK = 1000
+_COMMITS_PER_READER_CHECK = 256
 
 
 class Committer:

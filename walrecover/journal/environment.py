@@ -213,8 +213,9 @@ _DAMAGE = (
 
 def explain(error: lmdb.Error, path: Path) -> WalrecoverError:
     """LMDB's error as one of ours."""
+    text = f"{path}: {str(error).removeprefix(f'{path}: ')}"
     if isinstance(error, lmdb.VersionMismatchError):
-        return UnsupportedVersion(f"{path}: {error}")
+        return UnsupportedVersion(text)
     if isinstance(error, _DAMAGE):
-        return Corrupt(f"{path}: {error}")
-    return StorageFailed(f"{path}: {error}")
+        return Corrupt(text)
+    return StorageFailed(text)

@@ -106,10 +106,12 @@ def _conclude(job: Job, report: Report, seen: WalrecoverError | None) -> Report:
         size = os.stat(Path(job.path) / DATA, follow_symlinks=False).st_size
     except OSError:
         size = 0
-    if seen is None:
-        return msgspec.structs.replace(report, bytes=size)
-    kind = type(seen).__name__
-    return msgspec.structs.replace(report, bytes=size, kind=kind, problem=str(seen))
+    kind, problem = report.kind, report.problem
+    if seen is not None:
+        kind, problem = type(seen).__name__, str(seen)
+    if problem is not None and job.path not in problem:
+        problem = f"{job.path}: {problem}"
+    return msgspec.structs.replace(report, kind=kind, problem=problem, bytes=size)
 
 
 def _read_some(jobs: list[Job], patience: float) -> dict[StreamId, Report]:
@@ -150,6 +152,4 @@ def _report_death(job: Job, cursor: Cursor, status: int, patience: float) -> Rep
 
 
 def _report(job: Job, cursor: Cursor, kind: str, problem: str | None) -> Report:
-    if problem is not None and job.path not in problem:
-        problem = f"{job.path}: {problem}"
     return Report(job.after.lsn + 1, cursor.lsn, cursor.chain, kind, problem)

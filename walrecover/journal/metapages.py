@@ -27,6 +27,7 @@ _META_FLAG = 0x08
 # transaction
 _META = struct.Struct("<Q4H IIQQ IHHQQQQQ IHHQQQQQ QQ".replace(" ", ""))
 _PAGE_SIZES = frozenset(1 << power for power in range(9, 17))
+_LARGEST_MAP = 1 << 46  # half of what a process can address
 _ATTEMPTS = 20
 
 
@@ -35,6 +36,7 @@ class _Meta(NamedTuple):
     last_page: int
     entries: int
     map_bytes: int
+    version: int
 
 
 def inspect(folder: Path) -> WalrecoverError | None:
@@ -66,12 +68,13 @@ def _inspect_once(folder: Path) -> None:
         os.close(fd)
     page_bytes = _page_size(head, folder)
     pages = sorted(_parse(head, number, page_bytes, folder) for number in (0, 1))
+    _check_version(pages[0], pages[1], folder)
     _compare(pages[0], pages[1], folder)
     newest = pages[1]
     needed = (newest.last_page + 1) * page_bytes
     if length < needed:
         raise Torn(f"{folder}: data.mdb has {length} bytes of at least {needed}")
-    if newest.map_bytes < needed or newest.map_bytes % page_bytes:
+    if not needed <= newest.map_bytes <= _LARGEST_MAP or newest.map_bytes % page_bytes:
         raise Corrupt(f"{folder}: the map's size does not fit the file")
 
 
@@ -92,11 +95,18 @@ def _parse(head: bytes, number: int, page_bytes: int, folder: Path) -> _Meta:
     entries, last_page, transaction = found[23], found[25], found[26]
     if (page, flags, magic, size) != (number, _META_FLAG, _MAGIC, page_bytes):
         raise Corrupt(f"{folder}: meta page {number} is damaged")
-    if version != _VERSION:
-        raise UnsupportedVersion(f"{folder}: LMDB's format {version}, and {_VERSION} is read here")
     if transaction % 2 != number:
         raise Corrupt(f"{folder}: meta page {number} holds transaction {transaction}")
-    return _Meta(transaction, last_page, entries, map_bytes)
+    return _Meta(transaction, last_page, entries, map_bytes, version)
+
+
+def _check_version(one: _Meta, other: _Meta, folder: Path) -> None:
+    if one.version != other.version:
+        raise Corrupt(f"{folder}: the meta pages are of different formats")
+    if one.version != _VERSION:
+        raise UnsupportedVersion(
+            f"{folder}: LMDB's format {one.version}, and {_VERSION} is read here"
+        )
 
 
 def _compare(older: _Meta, newer: _Meta, folder: Path) -> None:

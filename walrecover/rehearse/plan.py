@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Literal, NamedTuple
 
 from walrecover.errors import BadInput
@@ -59,9 +60,7 @@ def draw(kills: int, seed: int, steps: int, every: Every) -> tuple[Kill, ...]:
         )
     chance = random.Random(seed)
     edges = [1 + part * (steps - 1) // kills for part in range(kills + 1)]
-    drawn = [
-        chance.randrange(low, high) for low, high in zip(edges[:-1], edges[1:], strict=True)
-    ]
+    drawn = [chance.randrange(low, high) for low, high in pairwise(edges)]
     limits = [*drawn[1:], steps]
     snapshots = [_snapshot_in(low, high, every) for low, high in zip(drawn, limits, strict=True)]
     inside = _choose_inside(chance, snapshots, every)

@@ -16,6 +16,7 @@ from importlib import metadata
 from blake3 import blake3
 
 from walrecover.events import Code
+from walrecover.torch_adapter import machine
 
 LIBRARIES = ("walrecover", "torch", "numpy", "lmdb", "safetensors", "msgspec")
 ENVIRONMENT = (
@@ -30,8 +31,6 @@ _SECRET = re.compile(r"(?i)(token|secret|passw|api.?key|credential|auth)")
 
 def current(world: int) -> Code:
     """The version of what runs in this process."""
-    import torch
-
     commit, dirty = _git()
     return Code(
         argv=redacted(sys.argv),
@@ -39,8 +38,8 @@ def current(world: int) -> Code:
         dirty=dirty,
         python=platform.python_version(),
         libraries={name: v for name in LIBRARIES if (v := _version(name))},
-        threads=torch.get_num_threads(),
-        cpu=f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}",
+        threads=machine.threads(),
+        cpu=machine.cpu(),
         world=world,
         environment={name: os.environ[name] for name in ENVIRONMENT if name in os.environ},
     )

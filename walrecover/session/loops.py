@@ -379,8 +379,8 @@ class ReadAhead:
                 known = caller.f_globals.get("__name__", "").split(".")[0] in ("tqdm", "rich")
                 if is_wrapper and not known and self.first == self.asked_since + 1:
                     raise BadInput(
-                        f"{caller.f_code.co_qualname} in {caller.f_code.co_filename} reads ahead of "
-                        f"run.loop(): it had fetched {self.first} items before the first step and "
+                        f"{caller.f_code.co_qualname} in {caller.f_code.co_filename} reads ahead "
+                        f"of run.loop(): it had fetched {self.first} items before the first step and "
                         f"{self.asked_since} before the second, so that the position is not the "
                         f"training's. Let run.loop() be the outermost reader"
                     )

@@ -18,6 +18,7 @@ from typing import NamedTuple
 from walrecover import entries as model
 from walrecover import events as ev
 from walrecover import snapshot
+from walrecover.checkpoints import Follower
 from walrecover.entries import CommitEntry
 from walrecover.errors import Corrupt, Fenced, StorageFailed, WalrecoverError
 from walrecover.failpoints import failpoint
@@ -66,6 +67,7 @@ class Saver:
         self._verified = set(verified)
         self._waiting: deque[tuple[Key, bool]] = deque()
         self._unverified: deque[CommitEntry] = deque()
+        self._follower = Follower(journal.path, journal.stream)
         self._changed = threading.Condition()
         self._closing = False
         self._idle = True
@@ -140,6 +142,7 @@ class Saver:
         that lie behind a commit."""
         if self.rank == 0 or not self._lsns:
             return
+        self._follower.catch_up(self.journal.durable)
         found = Sequence(self.run.sequence).read()
         own = [c.snapshot for c in model.commits(found) if c.snapshot.nonce == self.nonce]
         if own:
@@ -272,6 +275,7 @@ class Saver:
                     )
                 )
                 failpoint("snapshot.verified")
+                self._follower.catch_up(self.journal.durable)
                 retired = snapshot.retire(
                     self.run,
                     attempt=self.attempt,

@@ -276,8 +276,8 @@ def _raise_or_note(name: str, differences: list[str], strict: bool) -> list[str]
     if differences and strict:
         more = f", and {len(differences) - SHOWN} more" if len(differences) > SHOWN else ""
         raise Mismatch(
-            f"{name} does not fit the snapshot: {'; '.join(differences[:SHOWN])}{more}. Build it as "
-            f"it was, or pass strict=False to attach() to restore what fits"
+            f"{name} does not fit the snapshot: {'; '.join(differences[:SHOWN])}{more}. Build "
+            f"it as it was, or pass strict=False to attach() to restore what fits"
         )
     return [f"{name}: {difference}" for difference in differences]
 

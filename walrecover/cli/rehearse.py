@@ -1,0 +1,51 @@
+"""`walrecover rehearse`: options in, the rehearsal out."""
+
+from __future__ import annotations
+
+import secrets
+from pathlib import Path
+
+import click
+
+from walrecover.cli.options import as_json
+
+
+@click.command(
+    "rehearse",
+    context_settings={"allow_interspersed_args": False},
+    help="Rehearse the crash with your own script: run it undisturbed, then again under SIGKILLs, "
+    "and compare the final state bit for bit and the journals step by step. Exit code 0 only if "
+    "they are identical and every kill landed while the script trained, a fifth of them inside a "
+    "snapshot. Your own runs are not touched; files that the script writes are written twice.",
+)
+@click.option(
+    "--kills", type=click.IntRange(min=1), default=3, show_default=True, help="How many SIGKILLs."
+)
+@click.option(
+    "--seed", type=click.IntRange(min=0), help="What the kills are drawn from [default: at random]."
+)
+@click.option(
+    "--every",
+    metavar="PACE",
+    help="Time or steps between snapshots [default: several for each kill].",
+)
+@click.option(
+    "--keep",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Keep both runs in this directory, which must be empty.",
+)
+@as_json
+@click.argument("cmd", nargs=-1, required=True, type=click.UNPROCESSED, metavar="-- CMD…")
+def command(
+    kills: int,
+    seed: int | None,
+    every: str | None,
+    keep: Path | None,
+    as_json: bool,
+    cmd: tuple[str, ...],
+) -> int:
+    from walrecover.rehearse import rehearse
+
+    drawn = secrets.randbelow(1 << 32) if seed is None else seed
+    return rehearse(cmd, kills=kills, seed=drawn, every=every, keep=keep, json=as_json)

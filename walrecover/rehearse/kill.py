@@ -1,0 +1,192 @@
+"""Killing: waiting for the drawn moment of a run that trains, and what the kill really met.
+
+Owns the waiting, the choice of the victim and the verdict whether a kill landed. Must not decide
+which kills there are (`plan`), or what recovery made of them (`flow`).
+
+A rank's page says, before and after its death, which step it has completed and whether it is in a
+snapshot: what a kill met is read from there, never assumed.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+from walrecover import entries as model
+from walrecover.beats import Phase, Reading
+from walrecover.errors import WalrecoverError
+from walrecover.rehearse import tree
+from walrecover.rehearse.plan import Kill
+from walrecover.rehearse.readout import Timing
+from walrecover.rehearse.stage import Performance
+from walrecover.rehearse.tree import Victim
+from walrecover.rehearse.watch import Attempt, Watch
+from walrecover.sequence import Sequence
+
+HOT_SECONDS = 0.0003
+"""Between two looks when the moment is near. A page read costs a microsecond."""
+
+CALM_SECONDS = 0.05
+LULL_SECONDS = 0.02
+STALL_SECONDS = 300.0
+TRAINING: tuple[Phase, ...] = ("training", "snapshot")
+
+
+class Stalled(WalrecoverError):
+    """The rehearsed run makes no progress any more."""
+
+
+class Strike(NamedTuple):
+    """A kill that was made. `step`, `phase`: where it met the run; `at`: Unix time.
+
+    `rank` None: the victim was another process than a rank's.
+    """
+
+    step: int
+    phase: Phase
+    victim: str
+    rank: int | None
+    attempt: int
+    nonce: str
+    at: float
+    landed: bool
+
+    @property
+    def inside(self) -> bool:
+        """It cut a snapshot off: what other processes are in the midst of is not one."""
+        return self.landed and self.phase == "snapshot" and self.rank is not None
+
+
+class Killer:
+    """Makes the kills of one performance. `on_step` hears where the run stands, `on_lull` may take
+    a few milliseconds while nothing is near."""
+
+    def __init__(
+        self,
+        performance: Performance,
+        timing: Timing,
+        *,
+        on_step: Callable[[int], None],
+        on_lull: Callable[[], None],
+    ) -> None:
+        self._performance = performance
+        self._timing = timing
+        self._watch = Watch(performance.run, performance.pid)
+        self._on_step, self._on_lull = on_step, on_lull
+        self._heard: tuple[int, Reading | None] = (0, None)
+        self._heard_at = time.monotonic()
+        self._patience = STALL_SECONDS + 10 * timing.longest
+
+    def close(self) -> None:
+        self._watch.close()
+
+    def strike(self, kill: Kill, after: int) -> Strike | None:
+        """Wait for the kill's moment, later than step `after`, and make it; None where the run
+        ended before. Raises Stalled."""
+        floor = max(kill.step, after + 1)
+        while self._performance.exit_code() is None:
+            attempt = self._watch.attempt()
+            if attempt is None:
+                self._hear(0, None)
+                self._rest(CALM_SECONDS / 5)
+                continue
+            rank = int(kill.pick * len(attempt.ranks)) if not kill.aside else 0
+            beat = attempt.read(rank)
+            self._hear(attempt.number, beat)
+            if not self._is_near(beat, floor):
+                self._rest(self._distance(beat, floor))
+            elif self._wait_for(kill, attempt, rank, beat):
+                strike = self._kill(kill, attempt, rank, floor)
+                if strike is not None:
+                    return strike
+            else:
+                time.sleep(HOT_SECONDS)
+        return None
+
+    def follow(self) -> int:
+        """Wait for the end of the run, and return its exit code. Raises Stalled."""
+        while (code := self._performance.exit_code()) is None:
+            attempt = self._watch.attempt()
+            self._hear(attempt.number if attempt else 0, attempt.read(0) if attempt else None)
+            self._rest(CALM_SECONDS)
+        return code
+
+    # -- waiting --------------------------------------------------------------------------------
+
+    def _is_near(self, beat: Reading, floor: int) -> bool:
+        return floor <= beat.step < self._timing.steps and beat.phase in TRAINING
+
+    def _distance(self, beat: Reading, floor: int) -> float:
+        """How long the moment is away, as far as the undisturbed run tells."""
+        steps = floor - beat.step - 1
+        return min(CALM_SECONDS, max(HOT_SECONDS, steps * self._timing.step_seconds / 2))
+
+    def _wait_for(self, kill: Kill, attempt: Attempt, rank: int, beat: Reading) -> bool:
+        """Wait for the drawn part of the step or snapshot that the rank is in; False where that
+        is none to kill in."""
+        inside = kill.aim == "snapshot" and beat.step < kill.until
+        if inside and beat.phase != "snapshot":
+            return False
+        timing = self._timing
+        whole = timing.snapshot_seconds if inside else timing.step_seconds
+        until = time.monotonic() + kill.moment * whole
+        while (left := until - time.monotonic()) > 0:
+            time.sleep(min(left, CALM_SECONDS))
+        now = attempt.read(rank)
+        return not inside or (now.phase, now.step) == (beat.phase, beat.step)
+
+    def _rest(self, seconds: float) -> None:
+        began = time.monotonic()
+        if seconds >= LULL_SECONDS:
+            self._on_lull()
+        time.sleep(max(0.0, seconds - (time.monotonic() - began)))
+
+    def _hear(self, attempt: int, beat: Reading | None) -> None:
+        """Pass on where the run stands; raise Stalled where that has not changed for long."""
+        now = time.monotonic()
+        if (attempt, beat) != self._heard:
+            self._heard, self._heard_at = (attempt, beat), now
+            if beat is not None:
+                self._on_step(beat.step)
+        elif now - self._heard_at > self._patience:
+            raise Stalled(
+                f"the rehearsed run has made no progress for {now - self._heard_at:.0f} s\n"
+                + self._performance.last_words()
+            )
+
+    # -- the kill -------------------------------------------------------------------------------
+
+    def _kill(self, kill: Kill, attempt: Attempt, rank: int, floor: int) -> Strike | None:
+        """Kill now; None where nobody died of it, so that it has to be made again."""
+        victim = self._victim(kill, attempt, rank)
+        before = attempt.read(rank)
+        if not self._is_near(before, floor):
+            return None
+        at = time.time()
+        if not tree.kill(victim.process):
+            return None
+        # A rank's page stays as it was at its death; another's death is met where it was before.
+        met = attempt.read(rank) if victim.rank is not None else before
+        return Strike(
+            step=met.step,
+            phase=met.phase,
+            victim=victim.label,
+            rank=victim.rank,
+            attempt=attempt.number,
+            nonce=attempt.nonce,
+            at=at,
+            landed=met.phase in TRAINING and not self._is_finished(),
+        )
+
+    def _victim(self, kill: Kill, attempt: Attempt, rank: int) -> Victim:
+        if kill.aside:
+            ranks = [one.process.pid for one in attempt.ranks]
+            found = tree.others(self._performance.pid, ranks)
+            if found:
+                return found[int(kill.pick * len(found))]
+            rank = int(kill.pick * len(attempt.ranks))
+        return Victim(attempt.ranks[rank].process, f"rank {rank}", rank)
+
+    def _is_finished(self) -> bool:
+        return model.finished(Sequence(self._performance.run.sequence).read())

@@ -1,0 +1,299 @@
+"""The rehearsal: one undisturbed run, one under kills, and the comparison of the two.
+
+Owns the order of these, the scratch directory, and what each way of failing is called. The
+user's own run directory is never opened.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from walrecover import pace
+from walrecover.errors import BadInput, WalrecoverError
+from walrecover.pace import Every
+from walrecover.rehearse import readout, report
+from walrecover.rehearse.compare import Difference, compare, weights_digest
+from walrecover.rehearse.flow import recovery_of
+from walrecover.rehearse.kill import Killer, Strike
+from walrecover.rehearse.plan import Kill, aim_of, draw, pace_for, quota
+from walrecover.rehearse.readout import Timing, Unfinished
+from walrecover.rehearse.report import Progressing, Result
+from walrecover.rehearse.scan import scan, written_by_both
+from walrecover.rehearse.stage import Performance
+from walrecover.rehearse.watch import Watch
+from walrecover.rundir import RunDir, find_root
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+LOOK_SECONDS = 0.05
+RESTARTS = 10
+"""In a row without a completed step: every kill comes after one, so these are the script's own."""
+
+
+class CommandFailed(WalrecoverError):
+    """The command does not even run undisturbed."""
+
+    def __init__(self, message: str, code: int) -> None:
+        super().__init__(message)
+        self.exit_code = code if code in (126, 127) else 1
+
+
+class Scratch:
+    """The rehearsal's own directory. `failed`: its logs are left behind."""
+
+    def __init__(self, path: Path, kept: bool) -> None:
+        self.path, self.kept = path, kept
+        self.failed = False
+        self.calm, self.killed = path / "calm", path / "killed"
+        self.calm_log, self.killed_log = path / "calm.log", path / "killed.log"
+
+
+def rehearse(
+    command: Sequence[str],
+    *,
+    kills: int,
+    seed: int,
+    every: str | None = None,
+    keep: Path | None = None,
+    json: bool = False,
+    console: Console | None = None,
+) -> int:
+    """Rehearse the crash of a command; 0 only if the killed run ended with the same bits and all
+    kills landed as they should. Raises BadInput, CommandFailed and other WalrecoverErrors."""
+    asked = pace.parse(every) if every else None
+    if kills < 1:
+        raise BadInput("--kills is a whole number from 1")
+    began = time.monotonic()
+    with Progressing(console) as progress, _scratch(keep) as scratch:
+        result = _Rehearsal(command, kills, seed, asked, every, scratch, progress).perform(began)
+        scratch.failed = bool(result.problems) or result.difference is not None
+        if json:
+            report.write_json(result)
+        else:
+            report.write_text(result, progress)
+        if scratch.failed or scratch.kept:
+            what = "everything is" if scratch.kept else "what the command printed is"
+            progress.line(f"{what} in {scratch.path}")
+    return 0 if result.identical else 1
+
+
+@contextmanager
+def _scratch(keep: Path | None) -> Iterator[Scratch]:
+    """A directory beside `.walrecover` (the same disk), or below $TMPDIR where that is set."""
+    if keep is not None:
+        keep = keep.absolute()
+        if keep.exists() and (not keep.is_dir() or any(keep.iterdir())):
+            raise BadInput(f"--keep {keep}: there is something already")
+        keep.mkdir(parents=True, exist_ok=True)
+        yield Scratch(keep, kept=True)
+        return
+    beside = find_root().parent
+    suits = "TMPDIR" not in os.environ and os.access(beside, os.W_OK)
+    folder = Path(tempfile.mkdtemp(prefix=".walrecover-rehearsal-", dir=beside if suits else None))
+    (folder / ".gitignore").write_text("*\n")
+    scratch = Scratch(folder.absolute(), kept=False)
+    try:
+        yield scratch
+    except WalrecoverError:
+        scratch.failed = True
+        raise
+    finally:
+        for run in (scratch.calm, scratch.killed):
+            shutil.rmtree(run, ignore_errors=True)
+        if not scratch.failed:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+class _Rehearsal:
+    def __init__(
+        self,
+        command: Sequence[str],
+        kills: int,
+        seed: int,
+        asked: Every | None,
+        every: str | None,
+        scratch: Scratch,
+        progress: Progressing,
+    ) -> None:
+        self.command, self.kills, self.seed = command, kills, seed
+        self.asked, self.every = asked, every
+        self.scratch, self.progress = scratch, progress
+        self.strikes: list[Strike] = []
+        self.pending: Strike | None = None
+
+    def perform(self, began: float) -> Result:
+        here = Path.cwd()
+        before = scan(here, self.scratch.path)
+        calm = self._undisturbed()
+        between = scan(here, self.scratch.path)
+        timing = readout.timing(calm)
+        every = self.asked or pace_for(self.kills, timing.steps)
+        plan = draw(self.kills, self.seed, timing.steps, every)
+        killed, problems = self._under_kills(plan, timing, every)
+        problems += self._shortcomings()
+        difference, digest = self._compare(calm, killed, problems)
+        return Result(
+            kills=self.kills,
+            strikes=self.strikes,
+            needed_inside=quota(self.kills),
+            difference=difference,
+            digest=digest,
+            steps=timing.steps,
+            files=written_by_both(before, between, scan(here, self.scratch.path)),
+            seconds=time.monotonic() - began,
+            problems=problems,
+        )
+
+    # -- the undisturbed run --------------------------------------------------------------------
+
+    def _undisturbed(self) -> RunDir:
+        scratch = self.scratch
+        self.progress.begin(f"rehearsing with seed {self.seed}: first undisturbed")
+        performance = Performance(
+            self.command, scratch.calm, scratch.calm_log, every=self.every, max_restarts=0
+        )
+        with performance, closing(Watch(performance.run, performance.pid)) as watch:
+            step = 0
+            while (code := performance.wait(LOOK_SECONDS)) is None:
+                attempt = watch.attempt()
+                step = attempt.read(0).step if attempt else step
+                self.progress.step(step)
+        self.progress.done(step)
+        self._check(performance, code)
+        return performance.run
+
+    def _check(self, performance: Performance, code: int) -> None:
+        words = f"\n{performance.last_words()}\nAll of it: {performance.log}"
+        if code:
+            raise CommandFailed(
+                f"the command {_meaning(code)} when it ran undisturbed, so there is nothing to "
+                f"rehearse:{words}",
+                code,
+            )
+        run = performance.run
+        if not readout.has_ranks(run):
+            raise BadInput(
+                f"the command ended well, but nothing in it called walrecover.attach(), so there "
+                f"is nothing to rehearse:{words}"
+            )
+        try:
+            readout.outcome(run)
+        except Unfinished as error:
+            raise BadInput(
+                f"the undisturbed run has no end to compare: {error}. Call run.finish() where "
+                f"training ends:{words}"
+            ) from None
+
+    # -- the killed run -------------------------------------------------------------------------
+
+    def _under_kills(
+        self, plan: Sequence[Kill], timing: Timing, every: Every
+    ) -> tuple[RunDir, list[str]]:
+        scratch = self.scratch
+        text = self.every or f"{every.steps}steps"
+        shown = "step" if every.steps == 1 else f"{every.steps} steps" if every.steps else text
+        self.progress.begin(
+            f"again with {self.kills} kills, a snapshot every {shown}", timing.steps
+        )
+        performance = Performance(
+            self.command, scratch.killed, scratch.killed_log, every=text, max_restarts=RESTARTS
+        )
+        killer = Killer(
+            performance,
+            timing,
+            on_step=self.progress.step,
+            on_lull=lambda: self._say_flow(performance.run),
+        )
+        with performance, closing(killer):
+            self._strike_all(killer, plan, performance.run)
+            code = killer.follow()
+        self._say_flow(performance.run, last=True)
+        self.progress.done(timing.steps)
+        if code:
+            return performance.run, [
+                f"the killed run {_meaning(code)} and did not come to its end:\n"
+                f"{performance.last_words()}"
+            ]
+        return performance.run, []
+
+    def _strike_all(self, killer: Killer, plan: Sequence[Kill], run: RunDir) -> None:
+        landed = inside = after = 0
+        while landed < len(plan):
+            strike = killer.strike(aim_of(plan, landed, inside), after)
+            if strike is None:
+                return
+            before = self.pending
+            # The same attempt still: the kill before did not end it.
+            survived = before is not None and before.attempt == strike.attempt
+            self._say_flow(run, last=True, survived=survived)
+            self.strikes.append(strike)
+            after = strike.step
+            landed += strike.landed
+            inside += strike.inside
+            number = landed if strike.landed else landed + 1
+            self.progress.line(report.describe_strike(strike, number, len(plan)))
+            self.pending = strike
+
+    def _say_flow(self, run: RunDir, last: bool = False, survived: bool = False) -> None:
+        """Say what came of the newest kill, once the journals tell; `last`: no more can come."""
+        if self.pending is None:
+            return
+        flow = None if survived else recovery_of(run, self.pending)
+        if flow is not None or last:
+            self.progress.line(report.describe_flow(flow))
+            self.pending = None
+
+    def _shortcomings(self) -> list[str]:
+        landed = [strike for strike in self.strikes if strike.landed]
+        inside = sum(strike.inside for strike in landed)
+        found = []
+        if len(landed) < self.kills:
+            found.append(
+                f"only {len(landed)} of {self.kills} kills landed before the run ended: give "
+                f"fewer --kills, or a longer run"
+            )
+        elif inside < quota(self.kills):
+            found.append(
+                f"only {inside} kills landed inside a snapshot, and {quota(self.kills)} must: "
+                f"give a smaller --every"
+            )
+        return found
+
+    # -- the comparison -------------------------------------------------------------------------
+
+    def _compare(
+        self, calm: RunDir, killed: RunDir, problems: list[str]
+    ) -> tuple[Difference | None, str]:
+        first = readout.outcome(calm)
+        digest = weights_digest(first.final)
+        try:
+            second = readout.outcome(killed)
+        except Unfinished as error:
+            if not problems:
+                problems.append(f"the killed run has no end to compare: {error}")
+            return None, digest
+        difference = compare(first, second)
+        if difference is not None and difference.step is None:
+            found = readout.first_elements(calm, killed, difference.rank, difference.what)
+            if found is not None:
+                difference = difference._replace(calm=found[0], killed=found[1])
+        return difference, digest
+
+
+def _meaning(code: int) -> str:
+    if code > 128:
+        try:
+            return f"was ended by {signal.Signals(code - 128).name}"
+        except ValueError:
+            pass
+    meanings = {126: "could not be executed", 127: "was not found"}
+    return meanings.get(code, f"ended with exit code {code}")
