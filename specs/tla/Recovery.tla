@@ -14,6 +14,7 @@ EXTENDS Naturals, Sequences, FiniteSets, TLC
 CONSTANTS
     Ranks,        \* model values, interchangeable
     MaxAttempts,  \* launches of the whole world
+    Working,      \* of those, how many get further than a settled plan
     MaxStep,      \* steps that are captured
     MaxRewinds,   \* plans that may pass over the newest candidate
     PowerCuts,    \* TRUE: what was not fsynced may be lost
@@ -113,14 +114,15 @@ LoadsId(q, id) == id = Start \/ \E c \in Commits(q) : Id(c) = id /\ Loads(c)
 
 Idle == [st |-> "idle"]
 Started(a) == \A r \in Ranks : saver[a][r].at # "off"
-Begun(a) == Started(a) \/ writer[a].st # "idle"
+Works(a) == Started(a) /\ a <= Working
+Free(a) == writer[a].st = "idle"
+Begun(a) == Started(a) \/ ~Free(a)
 Mine(a) == ~Rule15 \/ Newest(seq) = a  \* a superseded writer decides nothing
 
 \* Readers fsync the folder before they act on what they read.
 FolderRead == durable' = IF FolderSync THEN Len(seq) ELSE durable
 
 Decide(a, entry) ==
-    /\ writer[a].st = "idle"
     /\ writer' = [writer EXCEPT ![a] =
            [st |-> "decided", entry |-> entry, at |-> Len(seq) + 1]]
     /\ FolderRead
@@ -130,7 +132,8 @@ Decide(a, entry) ==
 DecidePlan(a) ==
     LET cs == {c \in Candidates(seq) : Loads(c)}
         newest == NewestOf(seq, Candidates(seq))
-    IN /\ ~Started(a)
+    IN /\ Free(a)
+       /\ ~Started(a)
        /\ \A b \in 1..(a - 1) : Begun(b)  \* nonces are interchangeable: use them in order
        /\ \E base \in {Id(c) : c \in cs} \cup {Start} :
              LET rewind == base # newest
@@ -144,7 +147,8 @@ Ballots(a, s) ==
     ELSE [Ranks -> [a : Attempts, s : 1..s]]
 
 DecideCommit(a, s) ==
-    /\ Started(a)
+    /\ Free(a)
+    /\ Works(a)
     /\ Mine(a)
     /\ \A c \in Commits(seq) : c.a = a => c.s < s
     /\ \E parts \in Ballots(a, s) :
@@ -160,7 +164,8 @@ Retirable(c) ==
        \/ Cardinality(newer) >= Keep
 
 DecideRetire(a, c) ==
-    /\ Started(a)
+    /\ Free(a)
+    /\ Works(a)
     /\ Mine(a)
     /\ Retirable(c)
     /\ Decide(a, [kind |-> "retire", a |-> a, of |-> Id(c)])
@@ -201,7 +206,8 @@ Moves(a, r, step, at) == saver' = [saver EXCEPT ![a][r] = [step |-> step, at |->
 
 Write(a, r) ==
     LET s == saver[a][r].step + 1
-    IN /\ saver[a][r].at = "voted"
+    IN /\ a <= Working
+       /\ saver[a][r].at = "voted"
        /\ s \in Steps
        /\ shard' = [shard EXCEPT ![Nonce(a)][s][r] = [by |-> a, st |-> "cached"]]
        /\ Moves(a, r, s, "written")

@@ -23,13 +23,13 @@ _FEW = 6
 class FileState:
     """What the disk holds of a file that was not durable.
 
-    `pages` that are not named hold their version `version`; a named one holds (version, cut,
-    other): its sectors before the cut are of the one version, the rest of the other.
+    A page holds its version `version`, if `pages` does not list it as (page, version, cut,
+    other): its sectors before the cut are then of the one version, the rest of the other.
     """
 
     size: int
     version: int
-    pages: Mapping[int, tuple[int, int, int]] = field(default_factory=dict)
+    pages: tuple[tuple[int, int, int, int], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,20 +54,25 @@ class Point:
 
     def __init__(self, history: History, at: int) -> None:
         self.history, self.at = history, at
-        self.names = history.pending_names(at)
-        self.dirty = history.dirty(at)
+        self.names, self.dirty = history.uncertain(at)
         self.drawing = False
 
-    def choices(self, rng: random.Random) -> Iterator[Choice]:
-        """The telling ones, then, once `drawing`, random ones without end. Many trees are alike."""
+    def choices(self, rng: random.Random) -> Iterator[Choice | None]:
+        """The telling ones, then, once `drawing`, random ones without end; None if drawn before.
+
+        Different choices may well make the same tree.
+        """
         yield from self._kills()
         yield from self._telling()
         if len(self.names) + len(self.dirty) <= _FEW:
             yield from self._combinations()
         self.drawing = True
-        if self.names or self.dirty:
-            while True:
-                yield self._random(rng)
+        drawn = set[int]()
+        while self.names or self.dirty:
+            choice = self._random(rng)
+            key = hash((choice.names, tuple(choice.files.items())))
+            yield None if key in drawn else choice
+            drawn.add(key)
 
     # --- process kill
 
@@ -153,10 +158,10 @@ def _drawn(dirty: Dirty, rng: random.Random) -> FileState:
         return FileState(rng.choice((dirty.sizes[version], rng.choice(dirty.sizes))), version)
     size = dirty.sizes[NEW] if rng.random() < 0.7 else rng.choice(dirty.sizes)
     torn, newest = rng.choice((0.0, 0.2, 0.7)), rng.choice((0.1, 0.5, 0.9))
-    pages = {
-        page: _page(len(versions), newest, torn, rng) for page, versions in dirty.pages.items()
-    }
-    return FileState(size, OLD, pages)
+    pages = [
+        (page, *_page(len(versions), newest, torn, rng)) for page, versions in dirty.pages.items()
+    ]
+    return FileState(size, OLD, tuple(pages))
 
 
 def _page(count: int, newest: float, torn: float, rng: random.Random) -> tuple[int, int, int]:

@@ -24,7 +24,7 @@ from .rebuild import Builder, Tree
 Rows = Callable[[ops.Op], str]
 _FIRST = 6
 _PATIENCE = 150
-_Drawing = tuple[Point, Iterator[Choice]]
+_Drawing = tuple[Point, Iterator[Choice | None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,14 +91,17 @@ class Exploration:
                 break
         return False
 
-    def _new(self, choice: Choice, row: str) -> Iterator[State]:
-        tree, acks = self._builder.tree(choice), self._history.acks(choice.at)
+    def _new(self, choice: Choice | None, row: str) -> Iterator[State]:
+        if choice is None:
+            return
+        tree = self._builder.tree(choice)
         digest = tree.digest()
         self.rows[row].add(digest)
         self.trees.add(digest)
-        if (digest, len(acks)) not in self._seen:
-            self._seen.add((digest, len(acks)))
-            yield State(choice, row, digest, acks, tree)
+        key = digest, self._history.heard(choice.at)
+        if key not in self._seen:
+            self._seen.add(key)
+            yield State(choice, row, digest, self._history.acks(choice.at), tree)
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,8 +158,8 @@ def explore(
 
     The check may change the directory, which is its own. With `workers` it runs in forked
     processes, and one that dies or takes longer than `limit` seconds is a violation. `rows`
-    names the row of the crash table for the operation that the crash falls on. `stop_after`
-    violations the exploration ends. `scratch` defaults to memory.
+    names the row of the crash table for the operation that the crash falls on, an `End` after
+    all others. `stop_after` ends it after so many violations. `scratch` defaults to memory.
     """
     history = History(operations, order)
     drawn, report, began = Exploration(history, rows, seed), Report(), time.monotonic()
@@ -198,11 +201,12 @@ def _missing(history: History, choice: Choice) -> Iterator[str]:
     """What the crash took away, for people."""
     if choice.kill:
         return
-    for at in history.pending_names(choice.at):
+    names, files = history.uncertain(choice.at)
+    for at in names:
         if at not in choice.names:
             yield f"missing: {history.ops[at]}"
     paths = {op.ino: op.path for op in history.ops if isinstance(op, ops.Write | ops.Create)}
-    for ino, dirty in history.dirty(choice.at).items():
+    for ino, dirty in files.items():
         path, file = paths.get(ino, f"inode {ino}"), choice.files[ino]
         if file.size != dirty.sizes[NEW]:
             yield f"size of {path}: {file.size} instead of {dirty.sizes[NEW]}"
@@ -211,9 +215,6 @@ def _missing(history: History, choice: Choice) -> Iterator[str]:
 
 
 def _old_pages(dirty: Dirty, file: FileState) -> list[int]:
-    return [
-        page
-        for page, versions in dirty.pages.items()
-        if versions[file.pages.get(page, (file.version,))[0]] is not versions[NEW]
-        or versions[file.pages.get(page, (0, 0, file.version))[2]] is not versions[NEW]
-    ]
+    held = {page: {file.version} for page in dirty.pages}
+    held |= {page: {first, other} for page, first, _, other in file.pages}
+    return [page for page, versions in held.items() if versions - {NEW, len(dirty.pages[page]) - 1}]

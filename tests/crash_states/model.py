@@ -48,15 +48,15 @@ class Version(NamedTuple):
 
     at: int
     data: bytes = b""
-    digest: bytes = b""
+    digest: str = ""
     size: int = 0
 
 
-def page_digest(data: bytes) -> bytes:
-    return blake2b(data, digest_size=16).digest()
+def digest(data: bytes) -> str:
+    return blake2b(data, digest_size=16).hexdigest()
 
 
-UNWRITTEN = Version(-1, _ZERO_PAGE, page_digest(_ZERO_PAGE))
+UNWRITTEN = Version(-1, _ZERO_PAGE, digest(_ZERO_PAGE))
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +65,13 @@ class Dirty:
 
     sizes: list[int]
     pages: dict[int, list[Version]]
+
+
+class Uncertain(NamedTuple):
+    """Changes of names that are not durable, oldest first, and files that are not."""
+
+    names: list[int]
+    dirty: dict[int, Dirty]
 
 
 class File:
@@ -101,7 +108,7 @@ class File:
         versions = self.pages.setdefault(page, [UNWRITTEN])
         old = versions[-1].data
         new = old[:start] + data + old[start + len(data) :]
-        versions.append(Version(at, new, page_digest(new)))
+        versions.append(Version(at, new, digest(new)))
 
     def _changed(self, at: int, touched: list[int]) -> None:
         self._changes.append(at)
@@ -187,6 +194,7 @@ class History:
             elif isinstance(op, ops.Sync):
                 self._sync(at, op, bisect_left(returned, op.begun) - 1)
         self._under_way = self._overlaps(returned)
+        self._uncertain: dict[int, Uncertain] = {}
 
     def _file(self, ino: int) -> File:
         return self.files.setdefault(ino, File())
@@ -208,18 +216,18 @@ class History:
                 found.setdefault(at, set()).add(later)
         return {at: frozenset(later) for at, later in found.items()}
 
-    def under_way(self, now: int) -> frozenset[int]:
-        return self._under_way.get(now, frozenset())
+    def heard(self, now: int) -> int:
+        """How many acknowledgements the world may have by operation `now`, it included."""
+        return bisect_right(self._acks, now, key=lambda ack: ack[0])
 
     def acks(self, now: int) -> tuple[str, ...]:
-        """What the world may have heard by operation `now`, one that was under way included."""
-        heard = bisect_right(self._acks, now, key=lambda ack: ack[0])
-        return tuple(text for _, text in self._acks[:heard])
+        return tuple(text for _, text in self._acks[: self.heard(now)])
 
-    def pending_names(self, now: int) -> list[int]:
-        return self.names.pending(now, self.under_way(now), self.order)
-
-    def dirty(self, now: int) -> dict[int, Dirty]:
-        also = self.under_way(now)
-        found = {ino: file.dirty(now, also) for ino, file in self.files.items()}
-        return {ino: dirty for ino, dirty in found.items() if dirty}
+    def uncertain(self, now: int) -> Uncertain:
+        """What a power cut at operation `now` may take away, in part or whole."""
+        if now not in self._uncertain:
+            also = self._under_way.get(now, frozenset())
+            found = {ino: file.dirty(now, also) for ino, file in self.files.items()}
+            dirty = {ino: file for ino, file in found.items() if file}
+            self._uncertain[now] = Uncertain(self.names.pending(now, also, self.order), dirty)
+        return self._uncertain[now]

@@ -7,8 +7,10 @@ decide which states are looked at.
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import multiprocessing
 import os
+import resource
 import shutil
 import tempfile
 import time
@@ -100,6 +102,8 @@ class _Pool:
 
     def _serve(self, pipe: Connection, other: Connection, base: Path) -> None:
         other.close()
+        faulthandler.disable()  # a death is a finding, not news
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         builder = Builder(self._history)
         while request := pipe.recv():
             choice, acks = request

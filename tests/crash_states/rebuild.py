@@ -10,12 +10,11 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from hashlib import blake2b
 from pathlib import Path
 
 from . import ops
 from .choices import Choice, FileState
-from .model import PAGE, SECTOR, UNWRITTEN, Dirty, History, Version, latest, page_digest
+from .model import PAGE, SECTOR, UNWRITTEN, Dirty, History, Version, digest, latest
 from .names import Namespace
 
 
@@ -25,7 +24,7 @@ class Image:
 
     size: int
     pages: Mapping[int, Version]
-    digest: bytes
+    digest: str
 
     def data(self) -> bytes:
         count = -(-self.size // PAGE)
@@ -40,8 +39,8 @@ def _image(size: int, pages: Mapping[int, Version]) -> Image:
     count, cut = -(-size // PAGE), size % PAGE
     digests = [pages.get(number, UNWRITTEN).digest for number in range(count)]
     if cut:
-        digests[-1] = page_digest(pages.get(count - 1, UNWRITTEN).data[:cut])
-    return Image(size, pages, page_digest(b"%d:" % size + b"".join(digests)))
+        digests[-1] = digest(pages.get(count - 1, UNWRITTEN).data[:cut])
+    return Image(size, pages, digest(f"{size}:{''.join(digests)}".encode()))
 
 
 EMPTY = _image(0, {})
@@ -54,12 +53,12 @@ class Tree:
     entries: list[tuple[str, int, Image | None]]
 
     def digest(self) -> str:
-        hasher, first = blake2b(digest_size=16), dict[int, int]()
-        for index, (path, ino, image) in enumerate(self.entries):
-            same = first.setdefault(ino, index)
-            content = image.digest if image else b"/"
-            hasher.update(b"%s\0%d\0%s\0" % (os.fsencode(path), same, content))
-        return hasher.hexdigest()
+        first = dict[int, int]()
+        lines = [
+            f"{path}\0{first.setdefault(ino, index)}\0{image.digest if image else '/'}"
+            for index, (path, ino, image) in enumerate(self.entries)
+        ]
+        return digest("\0".join(lines).encode(errors="surrogateescape"))
 
     def write(self, into: Path) -> None:
         """Creates the files below `into`, which exists and is empty."""
@@ -81,7 +80,6 @@ class Builder:
     def __init__(self, history: History) -> None:
         self._history = history
         self._settled = lru_cache(maxsize=4096)(self._make_settled)
-        self._point: tuple[int, dict[int, Dirty], list[int]] = (-1, {}, [])
 
     def tree(self, choice: Choice) -> Tree:
         return self._killed(choice) if choice.kill else self._cut(choice)
@@ -103,10 +101,7 @@ class Builder:
         return _image(max(before.size, end), {**before.pages, **done})
 
     def _cut(self, choice: Choice) -> Tree:
-        if self._point[0] != choice.at:
-            pending = self._history.pending_names(choice.at)
-            self._point = (choice.at, self._history.dirty(choice.at), pending)
-        _, dirty, pending = self._point
+        pending, dirty = self._history.uncertain(choice.at)
         images = {
             ino: self._torn(ino, choice.at, dirty[ino], state)
             for ino, state in choice.files.items()
@@ -117,11 +112,10 @@ class Builder:
     def _torn(self, ino: int, at: int, dirty: Dirty, state: FileState) -> Image:
         pages = dict(self._at(ino, at).pages)
         for page, versions in dirty.pages.items():
-            if page in state.pages:
-                first, cut, other = state.pages[page]
-                pages[page] = _joined(versions[first], cut * SECTOR, versions[other])
-            else:
-                pages[page] = versions[state.version]
+            pages[page] = versions[state.version]
+        for page, first, cut, other in state.pages:
+            versions = dirty.pages[page]
+            pages[page] = _joined(versions[first], cut * SECTOR, versions[other])
         return _image(state.size, pages)
 
     def _at(self, ino: int, now: int) -> Image:
@@ -152,15 +146,15 @@ def _joined(first: Version, cut: int, other: Version) -> Version:
     if cut == PAGE or first is other:
         return first
     data = first.data[:cut] + other.data[cut:]
-    return Version(first.at, data, page_digest(data))
+    return Version(first.at, data, digest(data))
 
 
-def clear(directory: Path) -> None:
+def clear(directory: str | Path) -> None:
     """Empties a directory."""
     with os.scandir(directory) as entries:
         for entry in entries:
             if entry.is_dir(follow_symlinks=False):
-                clear(Path(entry.path))
+                clear(entry.path)
                 os.rmdir(entry.path)
             else:
                 os.unlink(entry.path)

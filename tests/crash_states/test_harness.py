@@ -97,8 +97,8 @@ def test_a_left_out_directory_sync_loses_an_acknowledged_name(recorded: Recorded
 
 def test_one_sync_left_out_of_many_is_found(recorded: Recorded) -> None:
     operations = recorded(programs.REPLACE)
-    for op in filter(lambda op: isinstance(op, ops.Sync), operations):
-        changed = without(operations, lambda other, op=op: other is op)
+    for op in [op for op in operations if isinstance(op, ops.Sync)]:
+        changed = [other for other in operations if other is not op]
         report = explore(changed, holds_what_was_acknowledged, stop_after=1)
         assert report.violations, f"nothing missed {op} at {op.seq}"
 

@@ -15,17 +15,19 @@ ROOT, ACK = "/r", "/w/ACK"
 
 
 def parsed(tmp_path: Path, text: str, after: Tree) -> list[ops.Op]:
-    """`text` is strace's with readable strings; they are escaped here as -xx does."""
+    """`text` is strace's with readable strings, where $ is the end of a line."""
     trace = tmp_path / "trace"
-    trace.write_text("".join(escaped(line.strip()) + "\n" for line in text.strip().splitlines()))
+    lines = [_STRING.sub(_as_hex, line.strip()) for line in text.strip().splitlines()]
+    trace.write_text("".join(f"{line}\n" for line in lines))
     return parse(Recording(Path(ROOT), trace, Path(ACK), {}, after, 0, ""))
 
 
-def escaped(line: str) -> str:
-    def as_hex(match: re.Match[str]) -> str:
-        return match[1] + "".join(f"\\x{byte:02x}" for byte in match[2].encode()) + match[3]
+_STRING = re.compile(r'"([^"]*)"|<(/[^>]*)>')
 
-    return re.sub(r'(["<])([^"<> ][^"<>]*)([">])', as_hex, line) if "resumed" not in line else line
+
+def _as_hex(match: re.Match[str]) -> str:
+    text = (match[1] or match[2]).replace("$", "\n")
+    return match[0][0] + "".join(f"\\x{byte:02x}" for byte in text.encode()) + match[0][-1]
 
 
 def shown(operations: list[ops.Op]) -> list[str]:
@@ -107,12 +109,12 @@ def test_acknowledgements_are_lines_of_their_file(tmp_path: Path) -> None:
         tmp_path,
         """
         10 openat(AT_FDCWD, "/w/ACK", O_WRONLY|O_APPEND) = 3
-        10 write(3, "\\x6f\\x6e", 2) = 2
-        10 writev(3, [{iov_base="\\x65\\x0a", iov_len=2}, {iov_base="\\x32\\x0a", iov_len=2}], 2) = 4
+        10 write(3, "on", 2) = 2
+        10 writev(3, [{iov_base="e$t", iov_len=3}, {iov_base="wo$", iov_len=3}], 2) = 6
         """,
         {},
     )
-    assert shown(found) == ["ack one", "ack 2"]
+    assert shown(found) == ["ack one", "ack two"]
 
 
 def test_a_write_longer_than_strace_shows_is_an_error(tmp_path: Path) -> None:

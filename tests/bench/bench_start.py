@@ -1,0 +1,75 @@
+"""What starting costs: importing walrecover beside bare Python, the supervisor's memory."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+
+import psutil
+
+from tests.bench.measure import Row, sample, show, timed
+
+ROUNDS = 15
+IMPORT_BOUND = 0.040
+MEMORY_BOUND = 40e6
+
+
+def python(code: str) -> list[float]:
+    command = [sys.executable, "-c", code]
+    return timed(lambda: subprocess.run(command, check=True), ROUNDS)
+
+
+def supervisor_memory() -> float:
+    """Resident bytes of `walrecover run` while its command works."""
+    with tempfile.TemporaryDirectory() as name:
+        environ = {**os.environ, "WALRECOVER_DIR": name}
+        child = [sys.executable, "-c", "import time; print('up', flush=True); time.sleep(60)"]
+        process = subprocess.Popen(
+            [sys.executable, "-m", "walrecover.cli", "run", "--name", "bench", "--", *child],
+            env=environ,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+        )
+        assert process.stdout is not None
+        process.stdout.readline()
+        time.sleep(0.5)
+        memory = psutil.Process(process.pid).memory_info().rss
+        process.send_signal(signal.SIGTERM)
+        process.wait()
+        process.stdout.close()
+    return float(memory)
+
+
+def rows() -> list[Row]:
+    bare, ours = [], []
+    for _ in range(3):
+        bare += python("pass")
+        ours += python("import walrecover")
+    over = sample(ours).median - sample(bare).median
+    memory = supervisor_memory()
+    return [
+        Row(
+            "import walrecover over bare Python",
+            str(sample(ours)),
+            str(sample(bare)),
+            None,
+            "+ ≤ 40 ms",
+            over <= IMPORT_BOUND,
+        ),
+        Row(
+            "the supervisor's resident memory",
+            f"{memory / 1e6:.1f} MB",
+            "",
+            None,
+            "≤ 40 MB",
+            memory <= MEMORY_BOUND,
+        ),
+    ]
+
+
+if __name__ == "__main__":
+    raise SystemExit(not show("Starting", rows()))

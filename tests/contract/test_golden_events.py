@@ -1,0 +1,160 @@
+"""The bytes of every event type, fixed: what an older release wrote stays readable.
+
+golden_events.json holds, for every type, the bytes as hex and what the independent `msgpack`
+package decodes them to (byte strings as {"hex": …}). Never change an entry: a type that has been
+released keeps its bytes, and a new optional field gets a new entry.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import msgpack
+import pytest
+
+from walrecover import events as ev
+from walrecover.entries import Plan, Rejected, SnapshotRef
+
+GOLDEN_FILE = Path(__file__).parent / "golden_events.json"
+
+_BASE = SnapshotRef(step=1200, attempt=3, nonce="9f2c01d7", manifest="ab" * 32, end=True)
+
+# One sparse and, where a type has optional fields, one full example of each.
+EXAMPLES: dict[str, ev.Event] = {
+    "AttemptBegun": ev.AttemptBegun(run="char_gpt-1f3a", attempt=3, nonce="9f2c", writer="rank-0"),
+    "AttemptBegun full": ev.AttemptBegun(
+        at=1750000000.25,
+        run="char_gpt-1f3a",
+        attempt=3,
+        nonce="9f2c01d7",
+        writer="rank-1",
+        rank=1,
+        world=2,
+        host="node-a",
+        pid=4711,
+        code=ev.Code(
+            argv=("train.py", "--lr", "3e-4"),
+            commit="0123456789abcdef",
+            dirty="fedc",
+            python="3.11.9",
+            libraries={"torch": "2.13.0"},
+            threads=1,
+            cpu="AVX512",
+            world=2,
+            environment={"OMP_NUM_THREADS": "1"},
+        ),
+    ),
+    "StepCompleted": ev.StepCompleted(step=1),
+    "StepCompleted full": ev.StepCompleted(
+        at=1750000001.5,
+        step=70000,
+        epoch=3,
+        position=(3, 17),
+        lr=(0.0003, 1e-05),
+        scalars={"loss": 2.5, "largest": 1.7976931348623157e308},
+        rng={"torch": bytes(range(16)), "python": b"\xff" * 16},
+        ranges=((0, 32), (4294967296, 4294967328)),
+        samples=b"\x01" * 16,
+        batch=b"\x02" * 16,
+        state=b"\x03" * 16,
+        grad_norm=0.1,
+    ),
+    "ScalarsArrived": ev.ScalarsArrived(step=7, scalars={"loss": -0.0}),
+    "ShardsWritten": ev.ShardsWritten(step=7, files=()),
+    "ShardsWritten full": ev.ShardsWritten(
+        step=7,
+        files=(ev.WrittenFile("rank-00000.safetensors", 430000000, "cd" * 32),),
+        end=True,
+        seconds=1.5,
+    ),
+    "SnapshotCommitted": ev.SnapshotCommitted(step=7, manifest="ab" * 32),
+    "SnapshotCommitted full": ev.SnapshotCommitted(step=7, manifest="ab" * 32, end=True),
+    "SnapshotVerified": ev.SnapshotVerified(step=7, manifest="ab" * 32),
+    "SnapshotVerified full": ev.SnapshotVerified(step=7, manifest="ab" * 32, end=True),
+    "SnapshotAbandoned": ev.SnapshotAbandoned(step=7, reason="the disk is full"),
+    "SnapshotAbandoned full": ev.SnapshotAbandoned(step=7, reason="a rank is gone", end=True),
+    "SnapshotsRetired": ev.SnapshotsRetired(names=("step-00000007.a3-9f2c01d7",)),
+    "PaceSet": ev.PaceSet(from_step=128, every=100),
+    "RecoveryPlanned": ev.RecoveryPlanned(plan=Plan()),
+    "RecoveryPlanned full": ev.RecoveryPlanned(
+        plan=Plan(
+            base=_BASE,
+            rejected=(Rejected(1300, 3, "ef" * 32, "a shard is missing", confirmed=False),),
+            fresh=True,
+        ),
+        last_step=1342,
+        lost_steps=142,
+        losses=("rank-1 of attempt 3: torn",),
+        seconds=0.5,
+    ),
+    "PlanFailed": ev.PlanFailed(reason="no such file"),
+    "ConfigurationChanged": ev.ConfigurationChanged(differences=("threads: 1, then 2",)),
+    "Resumed": ev.Resumed(step=1200),
+    "Resumed full": ev.Resumed(step=1200, seconds=0.25),
+    "StopAnnounced": ev.StopAnnounced(step=1202, signal=15),
+    "RunStopped": ev.RunStopped(step=1202),
+    "RunStopped full": ev.RunStopped(step=1202, signal=15),
+    "RunFinished": ev.RunFinished(step=5000),
+    "WorkerStarted": ev.WorkerStarted(pid=4711),
+    "WorkerStarted full": ev.WorkerStarted(pid=4711, argv=("python", "train.py")),
+    "WorkerExited": ev.WorkerExited(pid=4711),
+    "WorkerExited full": ev.WorkerExited(
+        pid=4711, code=1, signal=9, cause="killed", evidence="oom_kill 1", seconds=12.5
+    ),
+    "RestartDecided": ev.RestartDecided(action="restart", delay=0.5, reason="progress was made"),
+}
+
+GOLDEN: dict[str, dict[str, Any]] = json.loads(GOLDEN_FILE.read_text())
+
+
+def _plain(value: object) -> object:
+    """What `msgpack` decoded, as JSON can hold it."""
+    if isinstance(value, bytes):
+        return {"hex": value.hex()}
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    return value
+
+
+@pytest.mark.parametrize("kind", [kind.__name__ for kind in ev.EVENT_TYPES])
+def test_every_type_has_golden_bytes(kind: str) -> None:
+    assert kind in GOLDEN, f"{kind} has no entry in {GOLDEN_FILE.name}"
+    assert any(name.split()[0] == kind for name in EXAMPLES)
+
+
+def test_every_field_is_in_some_golden_bytes() -> None:
+    for kind in ev.EVENT_TYPES:
+        written = {
+            key for name in GOLDEN if name.split()[0] == kind.__name__ for key in _keys(name)
+        }
+        assert {*kind.__struct_fields__, "type"} - written <= {"at"}, kind.__name__
+    assert "at" in _keys("StepCompleted full")
+
+
+def _keys(name: str) -> set[str]:
+    return set(GOLDEN[name]["decoded"])
+
+
+@pytest.mark.parametrize("name", sorted(GOLDEN))
+def test_todays_encoder_writes_the_golden_bytes(name: str) -> None:
+    assert ev.encode(EXAMPLES[name]).hex() == GOLDEN[name]["hex"]
+
+
+@pytest.mark.parametrize("name", sorted(GOLDEN))
+def test_golden_bytes_decode_to_the_event(name: str) -> None:
+    assert ev.decode(bytes.fromhex(GOLDEN[name]["hex"])) == EXAMPLES[name]
+
+
+@pytest.mark.parametrize("name", sorted(GOLDEN))
+def test_an_independent_decoder_reads_the_golden_bytes(name: str) -> None:
+    decoded = msgpack.unpackb(bytes.fromhex(GOLDEN[name]["hex"]))
+    assert next(iter(decoded.items())) == ("type", name.split()[0])
+    assert _plain(decoded) == GOLDEN[name]["decoded"]
+
+
+def test_no_golden_bytes_without_an_example() -> None:
+    assert set(GOLDEN) == set(EXAMPLES)

@@ -1,0 +1,1 @@
+"""What several tests build on. Nothing in here is a test."""
