@@ -1,19 +1,23 @@
 """The entries of the sequence, and what follows from them: the chain and its candidates.
 
 The sequence is the run's one order of decisions (specs/03-sequence.md). This module owns the
-entries' types and the pure reading of a list of them; `sequence` owns the files.
+entries' types, the digest that guards their bytes, and the pure reading of a list of them;
+`sequence` owns the files.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 
 import msgspec
+from blake3 import blake3
 
 from walrecover.errors import Corrupt, UnsupportedVersion
 
 FORMAT = 1
 MAX_ENTRY_BYTES = 1 << 20
+_NONCE = re.compile(r"[0-9a-z]{1,32}")
 
 
 class Holder(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -70,7 +74,6 @@ class AttemptEntry(msgspec.Struct, frozen=True, omit_defaults=True, tag="attempt
     nonce: str
     plan: Plan
     holder: Holder
-    format: int = FORMAT
 
     @property
     def label(self) -> str:
@@ -84,7 +87,6 @@ class CommitEntry(msgspec.Struct, frozen=True, omit_defaults=True, tag="commit")
     at: float
     snapshot: SnapshotRef
     finished: bool = False
-    format: int = FORMAT
 
 
 class RetirementEntry(msgspec.Struct, frozen=True, omit_defaults=True, tag="retirement"):
@@ -95,7 +97,6 @@ class RetirementEntry(msgspec.Struct, frozen=True, omit_defaults=True, tag="reti
     attempt: int
     nonce: str
     manifests: tuple[str, ...]
-    format: int = FORMAT
 
 
 Entry = AttemptEntry | CommitEntry | RetirementEntry
@@ -104,32 +105,70 @@ _decoder = msgspec.json.Decoder(Entry, strict=True)
 _encoder = msgspec.json.Encoder()
 
 
-class _Format(msgspec.Struct):
-    format: int = FORMAT
+class _Guarded(msgspec.Struct):
+    format: int
+    digest: str = ""
+    body: msgspec.Raw = msgspec.Raw(b"")
+
+
+def digest_of(data: bytes | memoryview) -> str:
+    """`blake3:…`, the way digests are written in JSON."""
+    return "blake3:" + blake3(data).hexdigest()
+
+
+def guard(body: bytes) -> bytes:
+    """JSON with its format and digest around it: one flipped bit must not pass for a decision."""
+    return b'{"format": %d, "digest": "%s",\n"body": %s}\n' % (
+        FORMAT,
+        digest_of(body).encode(),
+        body,
+    )
+
+
+def unguard(data: bytes) -> bytes:
+    """The JSON inside. Raises Corrupt or UnsupportedVersion."""
+    try:
+        found = msgspec.json.decode(data, type=_Guarded)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise Corrupt(str(error)) from None
+    if found.format != FORMAT:
+        raise UnsupportedVersion(f"format {found.format}, and this release reads {FORMAT}")
+    body = bytes(found.body)
+    if digest_of(body) != found.digest:
+        raise Corrupt("its bytes are not the ones that were written")
+    return body
 
 
 def encode(entry: Entry) -> bytes:
-    return msgspec.json.format(_encoder.encode(_stamped(entry)), indent=1) + b"\n"
-
-
-def _stamped(entry: Entry) -> dict[str, object]:
-    # The format is written even though it is the default: a reader must find it there.
-    body: dict[str, object] = msgspec.to_builtins(entry)
-    return body | {"format": entry.format}
+    return guard(msgspec.json.format(_encoder.encode(entry), indent=1))
 
 
 def decode(data: bytes, number: int) -> Entry:
     """The entry in these bytes. Raises Corrupt or UnsupportedVersion, naming its number."""
     try:
-        found = msgspec.json.decode(data, type=_Format).format
-        if found != FORMAT:
-            raise UnsupportedVersion(
-                f"sequence entry {number}: format {found}, and this release reads {FORMAT}"
-            )
-        entry: Entry = _decoder.decode(data)
+        entry: Entry = _decoder.decode(unguard(data))
+        _check(entry)
         return entry
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except UnsupportedVersion as error:
+        raise UnsupportedVersion(f"sequence entry {number}: {error}") from None
+    except (Corrupt, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise Corrupt(f"sequence entry {number}: {error}") from None
+
+
+def _check(entry: Entry) -> None:
+    """What becomes part of a path must not lead anywhere else."""
+    for step, attempt, nonce in _named(entry):
+        if not (0 <= step < 1 << 53 and 1 <= attempt < 1 << 32 and _NONCE.fullmatch(nonce)):
+            raise Corrupt(f"step {step} of attempt {attempt}, {nonce!r} is no name")
+
+
+def _named(entry: Entry) -> Iterator[tuple[int, int, str]]:
+    if isinstance(entry, AttemptEntry):
+        yield 0, entry.number, entry.nonce
+        if entry.plan.base is not None:
+            yield entry.plan.base.step, entry.plan.base.attempt, entry.plan.base.nonce
+    elif isinstance(entry, CommitEntry):
+        yield entry.snapshot.step, entry.snapshot.attempt, entry.snapshot.nonce
 
 
 def attempt_label(number: int, nonce: str) -> str:
@@ -228,6 +267,22 @@ def candidates(entries: Sequence[Entry]) -> list[CommitEntry]:
     return [c for c in found if c.snapshot.manifest not in void]
 
 
+def retried(entries: Sequence[Entry]) -> list[CommitEntry]:
+    """Commits off the chain that recovery tries first: the newest plan passed them over only
+    because they could not be read, and nothing was committed since (rule 5)."""
+    newest = newest_attempt(entries)
+    counted = commits(entries)
+    if newest is None or any(_is_own(commit, newest) for commit in counted):
+        return []
+    void = retired(entries)
+    unread = {r.manifest for r in newest.plan.rejected if not r.confirmed} - void
+    return [commit for commit in reversed(counted) if commit.snapshot.manifest in unread]
+
+
+def _is_own(commit: CommitEntry, attempt: AttemptEntry) -> bool:
+    return (commit.snapshot.attempt, commit.snapshot.nonce) == (attempt.number, attempt.nonce)
+
+
 def finished(entries: Sequence[Entry]) -> bool:
     """Whether the newest live commit says that the run came to its end."""
     live = candidates(entries)
@@ -248,10 +303,7 @@ def retirable(
     live = candidates(entries)
     if newest is None or not live:
         return ()
-    own = [
-        c for c in live if (c.snapshot.attempt, c.snapshot.nonce) == (newest.number, newest.nonce)
-    ]
-    secured = any(c.snapshot.manifest in verified for c in own)
+    secured = any(c.snapshot.manifest in verified for c in live if _is_own(c, newest))
     base = newest.plan.base.manifest if newest.plan.base else None
     kept = {c.snapshot.manifest for c in live[: max(keep, 2)]}
     if base is not None and not secured:

@@ -7,6 +7,7 @@ never tried again as if it had worked: the caller gives the name up (P9).
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import secrets
 import stat
@@ -15,6 +16,10 @@ from pathlib import Path
 
 from walrecover.errors import Corrupt, StorageFailed
 from walrecover.failpoints import failpoint
+
+
+class SyncFailed(OSError):
+    """An fsync failed: what it was for may be lost, and the next one would not say so."""
 
 
 @contextlib.contextmanager
@@ -33,7 +38,7 @@ def sync_directory(path: Path) -> None:
     """Make the names in a folder durable."""
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        os.fsync(fd)
+        _sync(fd, path)
     finally:
         os.close(fd)
 
@@ -41,20 +46,38 @@ def sync_directory(path: Path) -> None:
 def sync_file(path: Path) -> None:
     fd = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(fd)
+        _sync(fd, path)
     finally:
         os.close(fd)
 
 
+def _sync(fd: int, path: Path) -> None:
+    try:
+        os.fsync(fd)
+    except OSError as error:
+        raise SyncFailed(error.errno, error.strerror, os.fspath(path)) from error
+
+
 def make_directory(path: Path) -> None:
-    """Create a folder and its parents (mode 0700), each durable in its own parent."""
+    """Create a folder and its parents (mode 0700), each durable in its own parent.
+
+    A folder that is there already may have been made by somebody who died before it was durable;
+    what lies above it was durable before it was made.
+    """
     missing = []
     while not path.is_dir():
         missing.append(path)
         path = path.parent
+    with contextlib.suppress(PermissionError):  # then we cannot have made it
+        sync_directory(path.parent)
     for folder in reversed(missing):
-        with contextlib.suppress(FileExistsError):
+        try:
             folder.mkdir(mode=0o700)
+        except FileExistsError:
+            if not folder.is_dir():
+                raise NotADirectoryError(
+                    errno.ENOTDIR, os.strerror(errno.ENOTDIR), os.fspath(folder)
+                ) from None
         sync_directory(folder.parent)
 
 
@@ -68,7 +91,7 @@ def write_durably(path: Path, data: bytes) -> None:
         view = memoryview(data)
         while view:
             view = view[os.write(fd, view) :]
-        os.fsync(fd)
+        _sync(fd, path)
     finally:
         os.close(fd)
 
@@ -115,7 +138,7 @@ def open_regular(root: Path, relative: str) -> int:
     regular file; FileNotFoundError and other OSErrors as they come.
     """
     parts = relative.split("/")
-    if not all(parts) or any(part in (".", "..") for part in parts):
+    if not all(parts) or any(part in (".", "..") or "\0" in part for part in parts):
         raise Corrupt(f"{relative!r} is not a name below {root}")
     folder = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
@@ -129,8 +152,10 @@ def open_regular(root: Path, relative: str) -> int:
             parts[-1], os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder
         )
     except OSError as error:
-        if error.errno in (40, 20):  # ELOOP: a link; ENOTDIR: a link or file where a folder must be
+        if error.errno in (errno.ELOOP, errno.ENOTDIR):  # ENOTDIR: where a folder must be
             raise Corrupt(f"{relative} is a link, or lies behind one") from None
+        if error.errno in (errno.ENXIO, errno.ENAMETOOLONG):
+            raise Corrupt(f"{relative} is not a regular file") from None
         raise
     finally:
         os.close(folder)

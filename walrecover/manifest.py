@@ -11,18 +11,17 @@ from collections.abc import Sequence
 from typing import TypeVar
 
 import msgspec
-from blake3 import blake3
 
-from walrecover.entries import snapshot_name
+from walrecover.entries import digest_of, guard, snapshot_name, unguard
 from walrecover.errors import Corrupt, UnsupportedVersion
 
 T = TypeVar("T")
 
 FORMAT = 1
 MAX_MANIFEST_BYTES = 256 << 20
-_NAME = re.compile(r"step-(\d{8,})(-end)?\.(a\d+-[0-9a-f]+)")
-_SNAPSHOT = r"step-\d{8,}(?:-end)?\.a\d+-[0-9a-f]+"
-_FILE = re.compile(rf"{_SNAPSHOT}/rank-\d{{5,}}\.(?:safetensors|msgpack)")
+_SNAPSHOT = r"step-([0-9]{8,16})(-end)?\.(a[0-9]{1,10}-[0-9a-z]{1,32})"
+_NAME = re.compile(_SNAPSHOT)
+_FILE = re.compile(rf"{_SNAPSHOT}/rank-[0-9]{{5,9}}\.(?:safetensors|msgpack)")
 _RUN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
 
 
@@ -100,20 +99,25 @@ class _Format(msgspec.Struct):
     format: int = 0
 
 
-def digest_of(data: bytes | memoryview) -> str:
-    """`blake3:…`, the way digests are written in JSON."""
-    return "blake3:" + blake3(data).hexdigest()
-
-
-def encode(value: Part | Manifest) -> bytes:
-    return msgspec.json.encode(value) + b"\n"
+def encode_part(part: Part) -> bytes:
+    """With its own digest: nobody else knows what a vote should be before it is committed."""
+    return guard(msgspec.json.encode(part))
 
 
 def decode_part(data: bytes) -> Part:
     """Raises Corrupt or UnsupportedVersion."""
-    part = _decode(data, Part, "vote")
+    try:
+        body = unguard(data)
+    except (Corrupt, UnsupportedVersion) as error:
+        raise type(error)(f"vote: {error}") from None
+    part = _decode(body, Part, "vote")
     _check_part(part)
     return part
+
+
+def encode_manifest(manifest: Manifest) -> bytes:
+    """Without a digest of its own, which is in the sequence."""
+    return msgspec.json.encode(manifest) + b"\n"
 
 
 def decode_manifest(data: bytes) -> Manifest:
@@ -151,7 +155,7 @@ def _decode(data: bytes, kind: type[T], what: str) -> T:
         if found != FORMAT:
             raise UnsupportedVersion(f"{what}: format {found}, and this release reads {FORMAT}")
         return msgspec.json.decode(data, type=kind)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise Corrupt(f"{what}: {error}") from None
 
 
@@ -183,7 +187,7 @@ def disagreement(parts: Sequence[Part]) -> str | None:
     if not parts:
         return "no votes"
     first = parts[0]
-    if [part.rank for part in parts] != list(range(first.world)):
+    if [part.rank for part in parts] != list(range(len(parts))) or len(parts) != first.world:
         return f"votes of ranks {[part.rank for part in parts]} for a world of {first.world}"
     for part in parts[1:]:
         for field in ("run", "step", "end", "attempt", "nonce", "world", "base"):
@@ -206,8 +210,12 @@ def disagreement(parts: Sequence[Part]) -> str | None:
 
 
 def seal_manifest(parts: Sequence[Part], digests: Sequence[str]) -> Manifest:
-    """The manifest of votes that agree (check `disagreement` first)."""
+    """The manifest of votes that agree (check `disagreement` first).
+
+    Only rank 0 knows under which key it wrote what it holds for all (of tied tensors, one).
+    """
     first = parts[0]
+    held = {name: at for name, at in first.tensors.items() if name in first.replicated}
     return Manifest(
         run=first.run,
         step=first.step,
@@ -215,6 +223,6 @@ def seal_manifest(parts: Sequence[Part], digests: Sequence[str]) -> Manifest:
         attempt=first.attempt,
         nonce=first.nonce,
         world=first.world,
-        parts=tuple(parts),
+        parts=tuple(msgspec.structs.replace(part, tensors=part.tensors | held) for part in parts),
         part_digests=tuple(digests),
     )

@@ -4,9 +4,8 @@ Owns reading the process table and ending processes; knows nothing of runs, atte
 signals that people send. Linux only (5.4 or newer: pidfds).
 
 A process is named by boot, pid namespace, pid and start time, so that a pid that was given out
-again never passes for its former owner. The start time is read from /proc in ticks since boot:
-psutil's is a wall-clock time, which moves when the clock is set. psutil reads the process table,
-and is imported only where a table is asked for.
+again never passes for its former owner. The start time is in ticks since boot, from /proc:
+psutil's moves when the clock is set. psutil reads the table, and is imported only for that.
 """
 
 from __future__ import annotations
@@ -78,9 +77,6 @@ def is_alive(holder: Holder) -> bool | None:
     return started == holder.started
 
 
-# --- ties between parent and child --------------------------------------------------------------
-
-
 @functools.cache
 def _prctl() -> Callable[[int, int], None]:
     import ctypes
@@ -143,9 +139,6 @@ def watch_supervisor(
     return True
 
 
-# --- the tree below this process ----------------------------------------------------------------
-
-
 def descendants(pid: int) -> list[Seen]:
     """All living processes below `pid`, in whatever session or group; zombies are left out.
 
@@ -197,7 +190,7 @@ def kill_tree(
     """
     told: set[Seen] = set()
     end_of_grace = time.monotonic() + grace
-    end_of_patience = None
+    end_of_patience = 0.0
     while True:
         ended, some_left = reap()
         for pid, status in ended.items():

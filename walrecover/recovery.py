@@ -13,7 +13,7 @@ from collections.abc import Sequence as Many
 from pathlib import Path
 from typing import NamedTuple
 
-from walrecover import checkpoints, snapshot
+from walrecover import checkpoints, lease, snapshot
 from walrecover import entries as model
 from walrecover.entries import AttemptEntry, CommitEntry, Entry, Holder, Plan, Rejected, SnapshotRef
 from walrecover.errors import Corrupt, NothingToResume, RunBusy, UnsupportedVersion
@@ -129,7 +129,7 @@ def begin_attempt(run: RunDir, holder: Holder, *, resume: str = "auto") -> Begun
     def decide(found: list[Entry]) -> Entry:
         nonlocal seen, verdict
         seen = found
-        require_free(found, holder)
+        require_free(run, found, holder)
         failpoint("recovery.folded")
         verdict = Verdict(None, ()) if resume == "never" else choose(run, found)
         if verdict.base is None and resume != "never":
@@ -194,8 +194,11 @@ def _nothing_verifies(run: RunDir, rejected: Many[Rejected]) -> str:
     )
 
 
-def require_free(entries: Many[Entry], holder: Holder) -> None:
-    """Raises RunBusy where the newest attempt's holder lives and is not `holder`'s own."""
+def require_free(run: RunDir, entries: Many[Entry], holder: Holder) -> None:
+    """Raises RunBusy where the newest attempt's holder lives and is not `holder`'s own.
+
+    A holder whose process cannot be seen from here is alive while its lease moves.
+    """
     newest = model.newest_attempt(entries)
     if newest is None:
         return
@@ -204,7 +207,10 @@ def require_free(entries: Many[Entry], holder: Holder) -> None:
     ours = bool(other.supervisor) and other.supervisor == holder.supervisor
     if same or ours:
         return
-    if is_alive(other):
+    alive = is_alive(other)
+    if alive is None:
+        alive = lease.is_held(run.meeting(newest.number, newest.nonce))
+    if alive:
         raise RunBusy(f"the run is held by {other}, which is alive: end it, or wait for it")
 
 

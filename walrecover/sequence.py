@@ -15,9 +15,15 @@ from walrecover import entries as model
 from walrecover.entries import Entry
 from walrecover.errors import Corrupt, StorageFailed
 from walrecover.failpoints import failpoint
-from walrecover.files import create_if_absent, read_regular, storage, sync_directory
+from walrecover.files import (
+    SyncFailed,
+    create_if_absent,
+    read_regular,
+    storage,
+    sync_directory,
+)
 
-_NAME = re.compile(r"(\d{8,})\.json")
+_NAME = re.compile(r"([0-9]{8}|[1-9][0-9]{8,})\.json")
 
 
 class Sequence:
@@ -45,18 +51,27 @@ class Sequence:
         return list(self._known)
 
     def _read_all(self) -> None:
-        try:
-            names = sorted(
-                int(match[1]) for match in map(_NAME.fullmatch, os.listdir(self.folder)) if match
-            )
-        except FileNotFoundError:
-            return
-        for expected, number in enumerate(names, start=1):
-            if number != expected:
+        self._known = [self._entry(number) for number in range(1, self._count() + 1)]
+
+    def _count(self) -> int:
+        while True:
+            numbers = self._numbers()
+            gap = next((n for n, found in enumerate(numbers, start=1) if n != found), None)
+            if gap is None:
+                return len(numbers)
+            # A listing that runs beside two creations may hold only the second of them.
+            if not (self.folder / _name(gap)).exists():
                 raise Corrupt(
-                    f"sequence entry {expected} is missing in {self.folder}, though {number} exists"
+                    f"sequence entry {gap} is missing in {self.folder}, though "
+                    f"{numbers[gap - 1]} exists"
                 )
-        self._known = [self._entry(number) for number in names]
+
+    def _numbers(self) -> list[int]:
+        try:
+            matches = map(_NAME.fullmatch, os.listdir(self.folder))
+        except FileNotFoundError:
+            return []
+        return sorted(int(match[1]) for match in matches if match)
 
     def _read_on(self) -> None:
         while True:
@@ -68,30 +83,32 @@ class Sequence:
     def _mark_of(self, number: int) -> tuple[int, ...]:
         """What tells this entry's file from another of its name."""
         try:
-            found = os.stat(self.folder / f"{number:08d}.json", follow_symlinks=False)
+            found = os.stat(self.folder / _name(number), follow_symlinks=False)
         except FileNotFoundError:
             return ()
         return (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
 
     def _entry(self, number: int) -> Entry:
-        data = read_regular(self.folder, f"{number:08d}.json", model.MAX_ENTRY_BYTES)
+        data = read_regular(self.folder, _name(number), model.MAX_ENTRY_BYTES)
         return model.decode(data, number)
 
     def create_next(self, seen: int, entry: Entry) -> bool:
         """Create entry `seen` + 1; False where somebody else already did (then read again).
 
         An error in between is settled by reading back: True only when the entry there is this
-        one and durable. Raises StorageFailed where that cannot be told or made so.
+        one and durable. Raises StorageFailed where that cannot be told or made so; the entry may
+        exist then.
         """
-        path = self.folder / f"{seen + 1:08d}.json"
+        path = self.folder / _name(seen + 1)
         data = model.encode(entry)
         try:
             with storage(f"cannot write sequence entry {seen + 1}"):
                 created = create_if_absent(
                     path, data, written="sequence.entry.written", linked="sequence.entry.linked"
                 )
-        except StorageFailed:
-            if not self._is_ours(seen + 1, entry.id):
+        except StorageFailed as error:
+            # After a failed fsync the next one proves nothing (P9).
+            if isinstance(error.__cause__, SyncFailed) or not self._is_ours(seen + 1, entry.id):
                 raise
             # The link may have happened before the error: nobody acts on it before it is durable.
             with storage(f"sequence entry {seen + 1} exists but cannot be made durable"):
@@ -121,12 +138,16 @@ class Sequence:
         """
         while True:
             found = self.read()
-            entry = decide(found)
-            if entry is None:
-                return found, False
             # What was read may not be durable yet: nobody acts on an entry before it is.
             if found:
                 with storage("cannot make the sequence durable"):
                     sync_directory(self.folder)
+            entry = decide(found)
+            if entry is None:
+                return found, False
             if self.create_next(len(found), entry):
                 return [*found, entry], True
+
+
+def _name(number: int) -> str:
+    return f"{number:08d}.json"

@@ -128,7 +128,7 @@ def vote(run: RunDir, capture: Capture, journal: DurableStream) -> Part:
     with storage(f"cannot vote in {folder}"):
         sync_directory(folder)
         failpoint("snapshot.vote.before")
-        if not create_if_absent(folder / f"rank-{capture.rank:05d}.part", votes.encode(part)):
+        if not create_if_absent(folder / f"rank-{capture.rank:05d}.part", votes.encode_part(part)):
             raise StorageFailed(f"{folder} holds a vote of rank {capture.rank} already")
         failpoint("snapshot.vote.after")
     return part
@@ -165,16 +165,20 @@ def commit(
     if parts is None:
         return None
     reason = votes.disagreement(parts) or _misplaced(parts)
+    first = parts[0]
+    said = (first.run, first.step, first.end, first.attempt, first.nonce, first.world)
+    if said != (run.name, step, end, attempt, nonce, world):
+        reason = f"the votes in {name} are for step {first.step} of attempt {first.attempt}"
     if reason:
         raise Disagreed(f"step {step}: {reason}")
-    data = votes.encode(
-        votes.seal_manifest(parts, [votes.digest_of(votes.encode(part)) for part in parts])
+    data = votes.encode_manifest(
+        votes.seal_manifest(parts, [votes.digest_of(votes.encode_part(part)) for part in parts])
     )
     failpoint("snapshot.manifest.before")
     path = run.snapshots / name / "manifest.json"
     with storage(f"cannot write {path}"):
-        if not create_if_absent(path, data) and path.read_bytes() != data:
-            raise StorageFailed(f"{path} exists already, with another content")
+        if not create_if_absent(path, data):
+            raise StorageFailed(f"{path} exists already: a capture is committed at most once")
     failpoint("snapshot.manifest.after")
     ref = SnapshotRef(
         step=step, attempt=attempt, nonce=nonce, manifest=votes.digest_of(data), end=end
@@ -199,7 +203,8 @@ def _misplaced(parts: list[Part]) -> str | None:
     written = parts[0].tensors
     for part in parts[1:]:
         for name in part.replicated:
-            if name not in written or written[name].digest != part.replicated[name]:
+            mine, here = part.tensors.get(name), written.get(name)
+            if mine is None or here is None or mine[2:] != here[2:]:
                 return f"rank 0 did not write {name}, which rank {part.rank} leaves to it"
     return None
 
@@ -275,8 +280,7 @@ def retire(
     found, created = Sequence(run.sequence).settle(decide)
     if created:
         failpoint("snapshot.retired")
-    if created or model.retired(found):
-        delete_void(run, found)
+    delete_void(run, found)
     return chosen if created else ()
 
 
@@ -284,9 +288,12 @@ def delete_void(run: RunDir, found: list[Entry]) -> None:
     """Delete the files of retired snapshots, and captures that can never commit any more.
 
     Those are the captures of older attempts, and the newest attempt's below its last commit.
+    Whoever calls this may have slept since it read `found` (P4): what is of an attempt that is
+    not in there is left alone, since it may have been committed meanwhile.
     """
     void = model.retired(found)
     alive = {c.snapshot.name for c in model.commits(found) if c.snapshot.manifest not in void}
+    labels = {entry.label for entry in model.attempts(found)}
     newest = model.newest_attempt(found)
     if newest is None:
         return
@@ -297,7 +304,9 @@ def delete_void(run: RunDir, found: list[Entry]) -> None:
             if entry.name in alive or not entry.is_dir(follow_symlinks=False):
                 continue
             capture = votes.parse_snapshot_name(entry.name)
-            if capture and capture[2] == newest.label and capture[:2] > floor:
+            if capture is None or capture[2] not in labels:
+                continue
+            if capture[2] == newest.label and capture[:2] > floor:
                 continue  # its votes may still meet
             failpoint("snapshot.deleting")
             # The manifest first: what is half gone must not look whole.
@@ -305,5 +314,5 @@ def delete_void(run: RunDir, found: list[Entry]) -> None:
                 os.unlink(os.path.join(entry.path, "manifest.json"))
             shutil.rmtree(entry.path, ignore_errors=True)
         for folder in os.scandir(run.attempts):
-            if folder.name != newest.label and folder.is_dir(follow_symlinks=False):
+            if folder.name in labels - {newest.label} and folder.is_dir(follow_symlinks=False):
                 shutil.rmtree(folder.path, ignore_errors=True)

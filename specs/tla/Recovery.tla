@@ -67,6 +67,7 @@ Commits(q) == {e \in Entries(q) : IsCommit(e)}
 Retired(q) == {e.of : e \in {x \in Entries(q) : x.kind = "retire"}}
 Unretired(q) == {c \in Commits(q) : Id(c) \notin Retired(q)}
 
+CommitAt(q) == {i \in 1..Len(q) : IsCommit(q[i])}
 PlanAt(q) == {i \in 1..Len(q) : IsPlan(q[i])}
 Newest(q) == IF PlanAt(q) = {} THEN 0 ELSE q[Max(PlanAt(q))].a
 Rewinds(q) == Cardinality({e \in Entries(q) : IsPlan(e) /\ e.rewind})
@@ -214,8 +215,7 @@ Write(a, r) ==
        /\ UNCHANGED <<seq, durable, vote, journal, writer, acked>>
 
 \* fsync the journal, fsync the shard, then vote.  A crash on the way leaves no
-\* vote, which is all that anyone sees, so this is one action.  An fsync of what
-\* a power loss tore fails, and that saver is finished.
+\* vote, which is all that anyone sees, so this is one action.
 Vote(a, r) ==
     LET s == saver[a][r].step
         file == shard[Nonce(a)][s][r]
@@ -247,8 +247,11 @@ Delete(id) ==
 
 \* A power loss takes any part of what was not fsynced, and the processes may
 \* live on.  Any part: one thing at a time, since less is a legal loss as well.
+\* A shard without a vote is left out: nobody reads it, so that tearing it is
+\* the same as its saver stopping for good.
 LoseShard(a, s, r) ==
     /\ shard[a][s][r].st = "cached"
+    /\ vote[a][s][r] # 0
     /\ shard' = [shard EXCEPT ![a][s][r].st = "torn"]
     /\ UNCHANGED <<seq, durable, vote, saver, journal, writer, acked>>
 
@@ -324,21 +327,22 @@ LiveBaseKept ==
     IN \/ LoadsId(seq, Base(seq, a))
        \/ \E c \in LiveCommits(seq) : c.a = a /\ Loads(c)
 
-\* P4: a candidate was entered while its own attempt was the newest, and no
-\* later plan has left it behind.
+\* P4: what was entered by an attempt that was no longer the newest, and what a
+\* later plan left behind, is never a candidate (again).
 NoSupersededCommit ==
-    /\ Candidates(seq) \subseteq LiveCommits(seq)
-    /\ \A i \in 1..Len(seq) :
-          IsCommit(seq[i]) /\ seq[i] \in Candidates(seq)
-              => Newest(Prefix(seq, i - 1)) = seq[i].a
+    LET late == {seq[i] : i \in {j \in CommitAt(seq) :
+                            Newest(Prefix(seq, j - 1)) # seq[j].a}}
+        left == UNION {Commits(Prefix(seq, i)) \ LiveCommits(Prefix(seq, i)) :
+                            i \in PlanAt(seq)}
+    IN (late \cup left) \cap Candidates(seq) = {}
 
 \* P7: a plan whose attempt committed nothing yet is what planning gives again.
 Idempotent ==
     LET a == Newest(seq)
     IN (\A c \in Commits(seq) : c.a # a) => NewestOf(seq, Candidates(seq)) = Base(seq, a)
 
-\* P4: every plan goes on from the history that was live before it, from its
-\* newest commit unless it says that it rewinds.  What left never returns.
+\* P4: every plan goes on from the history that was live before it, and from its
+\* newest commit unless it says that it rewinds.
 OneHistory ==
     \A i \in PlanAt(seq) :
         LET before == Prefix(seq, i - 1)

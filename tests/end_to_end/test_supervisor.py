@@ -229,12 +229,13 @@ THIRD_TIME = """
 def test_it_restarts_with_backoff_until_the_command_is_done(
     start: Start, script: Callable[[str], list[str]], run: RunDir, tmp_path: Path
 ) -> None:
-    code, said = start(*script(THIRD_TIME), policy=QUICK).end()
+    code, said = start(*script(THIRD_TIME), policy=QUICK, options={"resume": "never"}).end()
     assert code == 0
     entries = attempts(Sequence(run.sequence).read())
     told = (tmp_path / "runs").read_text().split()
     assert told == [f"{entry.number}-{entry.nonce}" for entry in entries]
     assert [entry.number for entry in entries] == [1, 2, 3]
+    assert [entry.plan.fresh for entry in entries] == [True, False, False]
     assert len({entry.holder for entry in entries}) == 1
     assert said.count("walrecover: restarting: attempt") == 2
     decisions = [events[-1] for events in notes(run)]
@@ -250,7 +251,8 @@ def test_it_gives_up_after_max_restarts(start: Start, run: RunDir) -> None:
     assert "--max-restarts is 2" in said
 
 
-# A worker without torch: says in its own stream that it restored and completed steps.
+# A worker without torch: says in its own stream that it restored and completed three steps, the
+# same ones in every attempt.
 WORKER = """
     import os, signal
     from pathlib import Path
@@ -264,18 +266,18 @@ WORKER = """
     path = run.stream(int(number), nonce, "rank-0")
     with Journal.create(path, attempt=int(number), first=first) as journal:
         journal.append(Resumed(step=0))
-        for step in range(1, 4 if number == "1" else 1):
+        for step in (1, 2, 3):
             journal.append(StepCompleted(step=step))
     os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
-def test_the_first_restart_after_progress_comes_at_once(
+def test_the_first_restart_after_progress_comes_at_once_and_steps_done_again_are_none(
     start: Start, script: Callable[[str], list[str]], run: RunDir
 ) -> None:
     code, said = start(*script(WORKER), policy={**QUICK, "max_restarts": 1}).end()
     assert code == 128 + signal.SIGKILL
-    assert "attempt 1 was ended by signal 9 after 3 completed steps" in said
+    assert "attempt 1 was ended by signal 9 after 3 new steps" in said
     decisions = [events[-1] for events in notes(run)]
     assert [(d.action, d.delay) for d in decisions] == [
         ("restart", 0.0),
@@ -430,6 +432,15 @@ def test_a_stop_during_the_backoff_ends_at_once(start: Start) -> None:
     assert supervised.end(5)[0] == 128 + signal.SIGTERM
 
 
+def test_a_stop_during_recovery_ends_it_with_nothing_entered(start: Start, run: RunDir) -> None:
+    supervised = start(*SLEEP, env={**os.environ, "WALRECOVER_FAILPOINT": "recovery.folded:stop"})
+    os.waitid(os.P_PID, supervised.pid, os.WSTOPPED | os.WNOWAIT)
+    supervised.send(signal.SIGTERM)
+    supervised.send(signal.SIGCONT)
+    assert supervised.end()[0] == 128 + signal.SIGTERM
+    assert Sequence(run.sequence).read() == []
+
+
 def test_what_was_ignored_stays_ignored(start: Start) -> None:
     def nohup() -> None:
         heed_interrupts()
@@ -500,7 +511,7 @@ def test_a_supervisor_that_is_killed_leaves_nothing(
     start: Start, script: Callable[[str], list[str]]
 ) -> None:
     worker = script(ATTACHED)
-    supervised = start("sh", "-c", 'echo $$; setsid "$@" & wait', "sh", *worker)
+    supervised = start("sh", "-c", 'setsid "$@" & echo $$; exec sleep 60', "sh", *worker)
     pids = [int(supervised.line()) for _ in range(2)]
     supervised.process.kill()
     assert all(ends(pid) for pid in pids)
@@ -615,6 +626,19 @@ def test_a_superseded_supervisor_does_not_restart(start: Start, run: RunDir) -> 
     assert len(attempts(Sequence(run.sequence).read())) == 2
 
 
+def test_a_superseded_supervisor_ends_with_1_even_when_its_command_is_done(
+    start: Start, run: RunDir
+) -> None:
+    supervised = start("sh", "-c", "echo up; sleep 0.5")
+    assert supervised.line() == "up"
+    enter_attempt(run)
+    code, said = supervised.end(10)
+    assert code == 1
+    assert "took the run over" in said
+    assert isinstance(notes(run)[0][-1], ev.RestartDecided)
+    assert "took the run over" in notes(run)[0][-1].reason
+
+
 def test_attempts_by_our_own_workers_do_not_fence_us(
     start: Start, script: Callable[[str], list[str]], run: RunDir
 ) -> None:
@@ -643,6 +667,16 @@ def test_of_two_started_at_once_one_goes_on(start: Start, run: RunDir) -> None:
         both = [start("sh", "-c", "sleep 1; exit 0") for _ in range(2)]
         assert sorted(supervised.end()[0] for supervised in both) == [0, 2]
         assert len(attempts(Sequence(run.sequence).read())) == count
+
+
+# --- a disk that refuses ------------------------------------------------------------------------
+
+
+def test_a_journal_that_cannot_be_written_does_not_end_the_command(start: Start) -> None:
+    environ = {**os.environ, "WALRECOVER_FAILPOINT": "journal.commit.before:enospc"}
+    code, said = start("sh", "-c", "sleep 0.3; exit 7", env=environ).end()
+    assert code == 7
+    assert said.count("journal cannot be written, the command goes on") == 1
 
 
 # --- the cost -----------------------------------------------------------------------------------

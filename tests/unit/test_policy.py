@@ -28,7 +28,7 @@ def decide(*history: Ended, policy: Policy = POLICY, draw: float = 0.5) -> Decis
     [
         pytest.param([Ended(1, code=0, steps=9)], "stop", 0.0, "done", id="done"),
         pytest.param([Ended(1, code=0)], "stop", 0.0, "exit code 0", id="done-without-a-step"),
-        pytest.param([killed(1, steps=31)], "restart", 0.0, "31 completed steps", id="progress"),
+        pytest.param([killed(1, steps=31)], "restart", 0.0, "31 new steps", id="progress"),
         pytest.param([killed(1)], "restart", 1.0, "signal 9", id="no-progress"),
         pytest.param([killed(1), killed(2)], "restart", 2.0, "2 in a row", id="twice"),
         pytest.param([killed(1), killed(2), failed(3, 7)], "restart", 4.0, "exit code 7", id="3x"),
@@ -44,7 +44,7 @@ def decide(*history: Ended, policy: Policy = POLICY, draw: float = 0.5) -> Decis
             [killed(1), killed(2), killed(3), killed(4, steps=1)],
             "restart",
             0.0,
-            "1 completed steps",
+            "1 new steps",
             id="a-step-refills-the-budget",
         ),
         pytest.param(

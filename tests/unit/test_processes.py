@@ -96,6 +96,18 @@ def test_a_pid_that_is_not_there_is_dead(pid: int) -> None:
     assert is_alive(msgspec.structs.replace(identity(), pid=pid)) is False
 
 
+def test_a_process_that_proc_hides_is_neither_alive_nor_dead(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(pid: int, number: int) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr("walrecover.processes.started_at", lambda pid: None)
+    monkeypatch.setattr(os, "kill", refuse)
+    me = msgspec.structs.replace(identity(), started=1.0)
+    assert is_alive(me) is None
+
+
 def test_a_zombie_is_dead(start: Start) -> None:
     process = start("pass")
     started = started_at(process.pid)
@@ -334,6 +346,24 @@ def test_what_forks_during_the_sweep_is_ended_too(start: Start) -> None:
     _, statuses = kill_below(start, forking, grace=0.3)
     assert set(statuses) == {signal.SIGKILL}
     assert len(statuses) > 3
+
+
+def test_what_is_forked_in_answer_to_term_is_told_as_well(start: Start) -> None:
+    respawning = """
+        import os, signal, time
+        def respawn(number, frame):
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            if os.fork():
+                os._exit(0)
+            os.setsid()
+            time.sleep(60)
+        signal.signal(signal.SIGTERM, respawn)
+        print("up", flush=True)
+        time.sleep(60)
+    """
+    seconds, statuses = kill_below(start, respawning, grace=20)
+    assert statuses == [0, signal.SIGTERM]
+    assert seconds < 10
 
 
 def test_a_hurry_cuts_the_grace_short(start: Start) -> None:

@@ -21,6 +21,7 @@ from walrecover.beats import Beat
 from walrecover.entries import AttemptEntry
 from walrecover.errors import Corrupt, Fenced, Stopped, StorageFailed
 from walrecover.journal import Journal
+from walrecover.lease import Lease
 from walrecover.manifest import digest_of
 from walrecover.pace import Pace, choose, is_due
 from walrecover.rundir import RunDir
@@ -83,6 +84,7 @@ class Run:
             say=self._say,
         )
         self._signals = Signals()
+        self._lease = None if settings.supervisor or ranks.rank else Lease(meeting.folder)
         self._scalars: dict[str, Any] = {}
         self._late = scalars.Late()
         self._digests: dict[str, bytes] = {}
@@ -344,6 +346,8 @@ class Run:
         atexit.unregister(self._at_exit)
         self._signals.close()
         self._saver.close()
+        if self._lease:
+            self._lease.release()
         try:
             self._journal.close()
         except StorageFailed as error:

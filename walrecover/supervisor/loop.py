@@ -19,6 +19,7 @@ from walrecover import recovery
 from walrecover.entries import AttemptEntry
 from walrecover.errors import Fenced, RunBusy, WalrecoverError
 from walrecover.events import RestartDecided, WorkerExited, WorkerStarted
+from walrecover.lease import holding
 from walrecover.policy import Decision, Ended, Policy, decide_restart
 from walrecover.processes import become_subreaper, identity, kill_tree, reap
 from walrecover.rundir import RunDir
@@ -83,6 +84,7 @@ class _Supervision:
         self._succession = Succession(RunSequence(run.sequence), self._holder.supervisor)
         self._history: list[Ended] = []
         self._furthest = 0
+        self._furthest = 0
 
     def drive(self, resume: str) -> int:
         self._run.create()
@@ -105,7 +107,9 @@ class _Supervision:
 
     def _attempt(self, begun: recovery.Begun) -> int | None:
         """One attempt and the pause after it; None where another one follows."""
-        with closing(Notes(self._run, begun)) as notes:
+        entry = begun.entry
+        folder = self._run.meeting(entry.number, entry.nonce)
+        with closing(Notes(self._run, begun)) as notes, holding(folder):
             ending = self._run_command(begun.entry, notes)
             self._history.append(self._measure(begun.entry, ending))
             decision = self._decide()
@@ -192,8 +196,7 @@ class _Supervision:
         return "failed" if ending.code else "done"
 
     def _measure(self, entry: AttemptEntry, ending: Ending) -> Ended:
-        """How the attempt ended. Steps count as progress only beyond the furthest that any attempt
-        here has come: a script that always dies at the same step makes none."""
+        """How far it came: only steps that none before it had completed are progress."""
         restored, furthest = False, self._furthest
         try:
             for own in self._succession.own_since(entry):
@@ -201,8 +204,8 @@ class _Supervision:
                 restored, furthest = restored or reached, max(furthest, last)
         except (OSError, WalrecoverError) as error:
             say(f"how far attempt {entry.number} came cannot be told: {error}")
-        asked = self._stopping.asked is not None
         steps, self._furthest = furthest - self._furthest, furthest
+        asked = self._stopping.asked is not None
         return Ended(entry.number, ending.code, ending.signal, restored, steps, asked)
 
     def _decide(self) -> Decision:

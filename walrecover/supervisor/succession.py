@@ -21,8 +21,6 @@ class Succession:
     def __init__(self, sequence: Sequence, supervisor: str) -> None:
         self._sequence = sequence
         self._supervisor = supervisor
-        self._seen = 0
-        self._newest: AttemptEntry | None = None
 
     def successor(self) -> AttemptEntry | None:
         """The newest attempt, where somebody else has entered it.
@@ -31,13 +29,9 @@ class Succession:
         the next attempt's entry reads it again.
         """
         try:
-            # Entries have no gaps: one look for the next number says whether there is any.
-            if (self._sequence.folder / f"{self._seen + 1:08d}.json").exists():
-                entries = self._sequence.read()
-                self._seen, self._newest = len(entries), newest_attempt(entries)
+            newest = newest_attempt(self._sequence.read())
         except (OSError, WalrecoverError):
             return None
-        newest = self._newest
         return newest if newest and newest.holder.supervisor != self._supervisor else None
 
     def own_since(self, entry: AttemptEntry) -> list[AttemptEntry]:
