@@ -12,7 +12,8 @@ from typing import TypeVar
 
 import msgspec
 
-from walrecover.entries import digest_of, guard, snapshot_name, unguard
+from walrecover.entries import digest_of as digest_of
+from walrecover.entries import guard, snapshot_name, unguard
 from walrecover.errors import Corrupt, UnsupportedVersion
 
 T = TypeVar("T")

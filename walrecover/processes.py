@@ -43,8 +43,7 @@ def started_at(pid: int) -> float | None:
         text = Path(f"/proc/{pid}/stat").read_text(errors="replace")
     except (FileNotFoundError, ProcessLookupError):
         return None
-    # The name, in parentheses, may itself hold spaces and parentheses.
-    state, *fields = text[text.rindex(")") + 2 :].split()
+    state, *fields = text[text.rindex(")") + 2 :].split()  # the name before may hold anything
     if state in "ZXx" and int(fields[16]) <= 1:  # with more, only its first thread has ended
         return None
     return int(fields[18]) / _TICKS
@@ -155,48 +154,40 @@ def descendants(pid: int) -> list[Seen]:
     return [Seen(number, started) for number, started in found if started is not None]
 
 
-def reap() -> tuple[dict[int, int], bool]:
-    """Collect every child that has ended: wait statuses by pid, and whether any child is left."""
-    ended: dict[int, int] = {}
+OnEnd = Callable[[int, int], object]
+
+
+def reap(on_end: OnEnd) -> bool:
+    """Hand pid and wait status of every child that has ended to `on_end`; is any child left?"""
     while True:
         try:
             pid, status = os.waitpid(-1, os.WNOHANG)
         except ChildProcessError:
-            return ended, False
+            return False
         if pid == 0:
-            return ended, True
-        ended[pid] = status
+            return True
+        on_end(pid, status)
 
 
 class Hurry(Protocol):
     """What can cut a grace period short: asked whenever its descriptor becomes readable."""
 
     def fileno(self) -> int: ...
-
     def __call__(self) -> bool: ...
 
 
-def kill_tree(
-    grace: float,
-    *,
-    hurry: Hurry | None = None,
-    on_end: Callable[[int, int], object] = lambda pid, status: None,
-) -> list[Seen]:
+def kill_tree(grace: float, on_end: OnEnd, hurry: Hurry | None = None) -> list[Seen]:
     """End all that descends from this process: TERM, `grace` seconds, then KILL until none is left.
 
-    For a subreaper that waits for its children nowhere else: every child's pid and wait status go
-    to `on_end`. Returns what outlived SIGKILL by PATIENCE_SECONDS (processes in an uninterruptible
-    wait, or of another user).
+    For a subreaper that waits for its children nowhere else. Returns what outlived SIGKILL by
+    PATIENCE_SECONDS (processes in an uninterruptible wait, or of another user).
     """
     told: set[Seen] = set()
     end_of_grace = time.monotonic() + grace
     end_of_patience = 0.0
     while True:
-        ended, some_left = reap()
-        for pid, status in ended.items():
-            on_end(pid, status)
         # Only the kernel's word counts: whatever descends from a subreaper hangs below a child.
-        if not some_left:
+        if not reap(on_end):
             return []
         below = descendants(os.getpid())
         if not below:

@@ -92,19 +92,13 @@ def _fold_tail(
 def choose(run: RunDir, entries: Many[Entry], *, at: int | None = None) -> Verdict:
     """The newest candidate (at or before step `at`) that verifies, newest first along the chain.
 
-    Raises Corrupt where there were candidates and none verifies: starting over would pass for
-    recovery. Damage that the newest plan has confirmed is not read again (rule 5); what could
-    only not be read is tried again.
+    Damage that a plan has confirmed is off the chain for good; what could only not be read is
+    tried again, until something is committed behind it (rule 5).
     """
-    newest = model.newest_attempt(entries)
-    inherited = {r.manifest: r for r in (newest.plan.rejected if newest else ()) if r.confirmed}
     rejected: list[Rejected] = []
-    for commit in model.candidates(entries):
+    for commit in [*model.retried(entries), *model.candidates(entries)]:
         ref = commit.snapshot
         if at is not None and ref.step > at:
-            continue
-        if ref.manifest in inherited:
-            rejected.append(inherited[ref.manifest])
             continue
         try:
             snapshot.verify(run, ref)
@@ -123,13 +117,12 @@ def begin_attempt(run: RunDir, holder: Holder, *, resume: str = "auto") -> Begun
     UnsupportedVersion or StorageFailed; then nothing was entered."""
     began = time.monotonic()
     sequence = Sequence(run.sequence)
-    seen: list[Entry] = []
-    verdict = Verdict(None, ())
+    state = RunState((), {})
 
     def decide(found: list[Entry]) -> Entry:
-        nonlocal seen, verdict
-        seen = found
+        nonlocal state
         require_free(run, found, holder)
+        state = fold_run(run, found)
         failpoint("recovery.folded")
         verdict = Verdict(None, ()) if resume == "never" else choose(run, found)
         if verdict.base is None and resume != "never":
@@ -152,9 +145,8 @@ def begin_attempt(run: RunDir, holder: Holder, *, resume: str = "auto") -> Begun
     failpoint("recovery.planned")
     entry = entries[-1]
     assert isinstance(entry, AttemptEntry)
-    state = fold_run(run, seen)
     event = planned_event(state, entry.plan, time.monotonic() - began)
-    return Begun(entry, event, describe(run, entry, event, model.finished(seen)))
+    return Begun(entry, event, describe(run, entry, event, model.finished(entries)))
 
 
 def planned_event(state: RunState, plan: Plan, seconds: float) -> RecoveryPlanned:

@@ -99,12 +99,7 @@ def write_tensors(
     finally:
         hasher.join()
     failpoint("shards.tensors.synced")
-    fd = open_regular(snapshots, relative)
-    try:
-        header = _read_header(fd, relative)
-        size = os.fstat(fd).st_size
-    finally:
-        os.close(fd)
+    file = _describe(snapshots, relative)
     addresses = {
         name: TensorAt(
             relative,
@@ -115,7 +110,19 @@ def write_tensors(
         )
         for name, tensor in tensors.items()
     }
-    return FileAt(size, digest_of(header)), addresses
+    return file, addresses
+
+
+def _describe(snapshots: Path, relative: str) -> FileAt:
+    """What was just written, as votes describe it."""
+    try:
+        fd = open_regular(snapshots, relative)
+        try:
+            return FileAt(os.fstat(fd).st_size, digest_of(_read_header(fd, relative)))
+        finally:
+            os.close(fd)
+    except (Corrupt, OSError) as error:
+        raise StorageFailed(f"cannot read back {snapshots / relative}: {error}") from error
 
 
 def write_plain(snapshots: Path, relative: str, data: bytes) -> FileAt:
@@ -242,9 +249,9 @@ def verify_files(
     snapshots: Path, files: Mapping[str, FileAt], tensors: Iterable[tuple[str, TensorAt]]
 ) -> None:
     """Read everything and compare every digest. Raises as `Shard`, at the first difference."""
-    by_file: dict[str, dict[str, tuple[str, TensorAt]]] = {}
+    by_file: dict[str, dict[tuple[str, str], tuple[str, TensorAt]]] = {}
     for name, tensor in tensors:
-        by_file.setdefault(tensor.file, {})[tensor.key] = (name, tensor)
+        by_file.setdefault(tensor.file, {})[tensor.key, tensor.digest] = (name, tensor)
     for relative, at in sorted(files.items()):
         if relative.endswith(".msgpack"):
             read_plain(snapshots, relative, at)

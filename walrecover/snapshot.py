@@ -95,6 +95,7 @@ def vote(run: RunDir, capture: Capture, journal: DurableStream) -> Part:
         others = {n: t for n, t in capture.tensors.items() if n in capture.shared}
         replicated = shards.digests(others)
         # Rank 0 writes them; where they lie is known, and that they are there is checked at commit.
+        # The key is a guess, which rank 0 puts right: of tied tensors it writes one.
         source = f"{capture.name}/rank-{0:05d}.safetensors"
         addresses |= {
             name: TensorAt(source, name, replicated[name], t.dtype, t.shape)
@@ -203,10 +204,15 @@ def _misplaced(parts: list[Part]) -> str | None:
     written = parts[0].tensors
     for part in parts[1:]:
         for name in part.replicated:
-            mine, here = part.tensors.get(name), written.get(name)
-            if mine is None or here is None or mine[2:] != here[2:]:
+            if not _is_same(part.tensors.get(name), written.get(name)):
                 return f"rank 0 did not write {name}, which rank {part.rank} leaves to it"
     return None
+
+
+def _is_same(one: TensorAt | None, other: TensorAt | None) -> bool:
+    if one is None or other is None:
+        return False
+    return (one.digest, one.dtype, one.shape) == (other.digest, other.dtype, other.shape)
 
 
 def require_newest(found: list[Entry], attempt: int, nonce: str) -> None:

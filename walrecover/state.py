@@ -7,6 +7,7 @@ each has a record of its own, ordered by LSN, so that any interleaving gives the
 
 from __future__ import annotations
 
+from bisect import insort
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -26,7 +27,7 @@ class StreamKey(NamedTuple):
 
 
 class StreamRecord(msgspec.Struct):
-    """What one stream says. `steps`: closed intervals of completed steps, in order of writing.
+    """What one stream says. `steps`: disjoint closed intervals of completed steps, ascending.
 
     A plain struct, so that it can be kept as the fold's checkpoint and compared with a full fold.
     """
@@ -130,7 +131,8 @@ def fold(
 ) -> RunState:
     """Fold (LSN, event) pairs of each stream, in order of LSN; an LSN seen before is skipped.
 
-    `start` holds records from an earlier fold of the beginnings of the same streams.
+    `start` holds records from an earlier fold of the beginnings of the same streams; this one
+    goes on with them, not with copies.
     """
     records: dict[StreamKey, StreamRecord] = dict(start or {})
     for key, pairs in streams.items():
@@ -154,8 +156,8 @@ def _step(record: StreamRecord, event: Any) -> None:
     steps = record.steps
     if steps and steps[-1][1] == step - 1:
         steps[-1][1] = step
-    elif not steps or steps[-1][1] != step:
-        steps.append([step, step])
+    elif not any(first <= step <= last for first, last in steps):
+        insort(steps, [step, step])
 
 
 def _set(field: str) -> Any:

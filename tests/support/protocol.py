@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+import msgspec
 from blake3 import blake3
 
 from walrecover import entries as model
@@ -22,6 +23,7 @@ from walrecover.entries import AttemptEntry, CommitEntry, Entry, Holder, Plan, S
 from walrecover.failpoints import failpoint
 from walrecover.journal import Journal
 from walrecover.manifest import Part
+from walrecover.processes import identity
 from walrecover.rundir import RunDir
 from walrecover.sequence import Sequence
 from walrecover.shards import TensorData
@@ -31,9 +33,9 @@ BYTES = 48
 MAP_BYTES = 1 << 20
 
 
-def holder(pid: int = 1, host: str = "elsewhere") -> Holder:
-    """A holder whose life cannot be seen from here, so that anybody may take over."""
-    return Holder(host=host, boot="another boot", pid=pid, started=0.0)
+def holder(pid: int = 1) -> Holder:
+    """A holder that is dead (no pid is as high), so that anybody may take over."""
+    return msgspec.structs.replace(identity(), pid=(1 << 22) + pid, started=0.0)
 
 
 @functools.lru_cache(maxsize=4096)

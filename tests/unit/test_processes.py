@@ -270,7 +270,7 @@ KILLER = """
                      stdout=subprocess.PIPE).stdout.readline()
     ended = {}
     began = time.monotonic()
-    left = kill_tree(float(sys.argv[2]), on_end=ended.__setitem__)
+    left = kill_tree(float(sys.argv[2]), ended.__setitem__)
     print(len(left), round(time.monotonic() - began, 3), *ended.values(), flush=True)
 """
 
@@ -386,7 +386,8 @@ def test_a_hurry_cuts_the_grace_short(start: Start) -> None:
         hurry = Hurry()
         os.write(hurry.writer, b"?!")
         began = time.monotonic()
-        print(len(kill_tree(60, hurry=hurry)), time.monotonic() - began < 10, flush=True)
+        left = kill_tree(60, lambda pid, status: None, hurry)
+        print(len(left), time.monotonic() - began < 10, flush=True)
         """
     )
     assert line(killer) == "0 True"

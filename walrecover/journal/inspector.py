@@ -79,8 +79,9 @@ def serve() -> None:
 
 
 def _die_quietly() -> None:
-    """No core file, and no report of a handler that the parent had installed."""
+    """No core file, no last words of LMDB, and none of a handler that the parent had installed."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     for number in BY_DAMAGE:
         signal.signal(number, signal.SIG_DFL)
 

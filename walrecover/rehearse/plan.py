@@ -114,3 +114,18 @@ def aim_of(plan: Sequence[Kill], index: int, inside: int) -> Kill:
     if kill.aim == "step" and quota(len(plan)) - inside > planned:
         return kill._replace(aim="snapshot", aside=False)
     return kill
+
+
+def shortcomings(kills: int, landed: int, inside: int) -> list[str]:
+    """What the kills that were made lack of those that were asked for."""
+    if landed < kills:
+        return [
+            f"only {landed} of {kills} kills landed before the run ended: give fewer --kills, or "
+            f"a longer run"
+        ]
+    if inside < quota(kills):
+        return [
+            f"only {inside} of {kills} kills landed inside a snapshot, and {quota(kills)} must: "
+            f"give a smaller --every"
+        ]
+    return []

@@ -115,10 +115,10 @@ def final_manifest(run: RunDir, state: RunState) -> Manifest:
     """The newest snapshot, which must be the one of the end; all its bytes checked."""
     newest = state.candidates[0] if state.candidates else None
     if newest is None:
-        raise Unfinished("the run has no snapshot")
+        raise Unfinished("It has no snapshot at all")
     if not newest.finished:
         raise Unfinished(
-            f"its newest snapshot is of step {newest.snapshot.step}, and not the one that "
+            f"Its newest snapshot is of step {newest.snapshot.step}, and not the one that "
             f"run.finish() or the end of the outermost run.loop() writes"
         )
     return snapshot.verify(run, newest.snapshot)

@@ -31,7 +31,6 @@ class Result(NamedTuple):
 
     kills: int
     strikes: Sequence[Strike]
-    needed_inside: int
     difference: Difference | None
     digest: str
     steps: int
@@ -111,7 +110,9 @@ def describe_strike(strike: Strike, number: int, kills: int) -> str:
     )
 
 
-def describe_flow(flow: Flow | None) -> str:
+def describe_flow(flow: Flow | None, dead: bool) -> str:
+    if flow is None and dead:
+        return "  → it did not train again"
     if flow is None:
         return "  → the script went on without it"
     seen = f"seen after {duration(flow.seen)} → " if flow.seen is not None else ""
@@ -133,12 +134,12 @@ def describe_difference(difference: Difference) -> str:
     if difference.again:
         values = f"{difference.calm} the first time, {difference.killed} when it was done again"
     if difference.step is None:
-        return f"the final states differ{where} in {difference.what}: {values}"
-    return f"the runs differ from step {difference.step} on{where}: {difference.what} is {values}"
+        return f"different in the final state{where}: {difference.what} is {values}"
+    return f"different from step {difference.step} on{where}: {difference.what} is {values}"
 
 
 def write_text(result: Result, progress: Progressing) -> None:
-    """The verdict: notes on stderr, then what it is on stdout, the last line first of all."""
+    """Notes on stderr, the verdict on stdout."""
     landed, inside = len(result.landed), result.inside
     progress.line(
         f"{landed} of {result.kills} kills landed while the script trained, {inside} of them in a "
@@ -148,10 +149,9 @@ def write_text(result: Result, progress: Progressing) -> None:
         more = len(result.files) - SHOWN_FILES
         names = ", ".join(result.files[:SHOWN_FILES]) + (f" and {more} more" if more > 0 else "")
         progress.line(f"both runs wrote these files, and the second overwrote the first: {names}")
-    lines = [*result.problems]
+    lines = [f"not shown: {problem}" for problem in result.problems]
     if result.difference is not None:
         lines.append(describe_difference(result.difference))
-        lines.append("different")
     elif not lines:
         lines.append(f"identical after {result.steps} steps: final weights {result.digest}")
     sys.stdout.write("\n".join(lines) + "\n")

@@ -6,30 +6,28 @@ user's own run directory is never opened.
 
 from __future__ import annotations
 
-import os
-import shutil
 import signal
-import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from walrecover import pace
+from walrecover import pace, recovery
 from walrecover.errors import BadInput, WalrecoverError
 from walrecover.pace import Every
 from walrecover.rehearse import readout, report
 from walrecover.rehearse.compare import Difference, compare, weights_digest
 from walrecover.rehearse.flow import recovery_of
 from walrecover.rehearse.kill import Killer, Strike
-from walrecover.rehearse.plan import Kill, aim_of, draw, pace_for, quota
+from walrecover.rehearse.plan import Kill, aim_of, draw, pace_for, shortcomings
 from walrecover.rehearse.readout import Timing, Unfinished
 from walrecover.rehearse.report import Progressing, Result
 from walrecover.rehearse.scan import scan, written_by_both
+from walrecover.rehearse.scratch import Scratch, ended_by_sigterm, scratch_directory
 from walrecover.rehearse.stage import Performance
 from walrecover.rehearse.watch import Watch
-from walrecover.rundir import RunDir, find_root
+from walrecover.rundir import RunDir
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -39,22 +37,12 @@ RESTARTS = 10
 """In a row without a completed step: every kill comes after one, so these are the script's own."""
 
 
-class CommandFailed(WalrecoverError):
-    """The command does not even run undisturbed."""
+class CannotRehearse(WalrecoverError):
+    """What the command does undisturbed is nothing to rehearse. `exit_code` as for a shell."""
 
-    def __init__(self, message: str, code: int) -> None:
-        super().__init__(message)
-        self.exit_code = code if code in (126, 127) else 1
-
-
-class Scratch:
-    """The rehearsal's own directory. `failed`: its logs are left behind."""
-
-    def __init__(self, path: Path, kept: bool) -> None:
-        self.path, self.kept = path, kept
-        self.failed = False
-        self.calm, self.killed = path / "calm", path / "killed"
-        self.calm_log, self.killed_log = path / "calm.log", path / "killed.log"
+    def __init__(self, reason: str, performance: Performance, code: int) -> None:
+        super().__init__(f"there is nothing to rehearse: {reason}\n{performance.last_words()}")
+        self.exit_code = code
 
 
 def rehearse(
@@ -68,49 +56,23 @@ def rehearse(
     console: Console | None = None,
 ) -> int:
     """Rehearse the crash of a command; 0 only if the killed run ended with the same bits and all
-    kills landed as they should. Raises BadInput, CommandFailed and other WalrecoverErrors."""
+    kills landed as they should. Raises BadInput, CannotRehearse and other WalrecoverErrors."""
     asked = pace.parse(every) if every else None
     if kills < 1:
         raise BadInput("--kills is a whole number from 1")
     began = time.monotonic()
-    with Progressing(console) as progress, _scratch(keep) as scratch:
+    with (
+        ended_by_sigterm(),
+        Progressing(console) as progress,
+        scratch_directory(keep, progress.line) as scratch,
+    ):
         result = _Rehearsal(command, kills, seed, asked, every, scratch, progress).perform(began)
         scratch.failed = bool(result.problems) or result.difference is not None
         if json:
             report.write_json(result)
         else:
             report.write_text(result, progress)
-        if scratch.failed or scratch.kept:
-            what = "everything is" if scratch.kept else "what the command printed is"
-            progress.line(f"{what} in {scratch.path}")
     return 0 if result.identical else 1
-
-
-@contextmanager
-def _scratch(keep: Path | None) -> Iterator[Scratch]:
-    """A directory beside `.walrecover` (the same disk), or below $TMPDIR where that is set."""
-    if keep is not None:
-        keep = keep.absolute()
-        if keep.exists() and (not keep.is_dir() or any(keep.iterdir())):
-            raise BadInput(f"--keep {keep}: there is something already")
-        keep.mkdir(parents=True, exist_ok=True)
-        yield Scratch(keep, kept=True)
-        return
-    beside = find_root().parent
-    suits = "TMPDIR" not in os.environ and os.access(beside, os.W_OK)
-    folder = Path(tempfile.mkdtemp(prefix=".walrecover-rehearsal-", dir=beside if suits else None))
-    (folder / ".gitignore").write_text("*\n")
-    scratch = Scratch(folder.absolute(), kept=False)
-    try:
-        yield scratch
-    except WalrecoverError:
-        scratch.failed = True
-        raise
-    finally:
-        for run in (scratch.calm, scratch.killed):
-            shutil.rmtree(run, ignore_errors=True)
-        if not scratch.failed:
-            shutil.rmtree(folder, ignore_errors=True)
 
 
 class _Rehearsal:
@@ -139,12 +101,13 @@ class _Rehearsal:
         every = self.asked or pace_for(self.kills, timing.steps)
         plan = draw(self.kills, self.seed, timing.steps, every)
         killed, problems = self._under_kills(plan, timing, every)
-        problems += self._shortcomings()
+        landed = sum(strike.landed for strike in self.strikes)
+        inside = sum(strike.inside for strike in self.strikes)
+        problems += shortcomings(self.kills, landed, inside)
         difference, digest = self._compare(calm, killed, problems)
         return Result(
             kills=self.kills,
             strikes=self.strikes,
-            needed_inside=quota(self.kills),
             difference=difference,
             digest=digest,
             steps=timing.steps,
@@ -172,25 +135,23 @@ class _Rehearsal:
         return performance.run
 
     def _check(self, performance: Performance, code: int) -> None:
-        words = f"\n{performance.last_words()}\nAll of it: {performance.log}"
         if code:
-            raise CommandFailed(
-                f"the command {_meaning(code)} when it ran undisturbed, so there is nothing to "
-                f"rehearse:{words}",
-                code,
+            raise CannotRehearse(
+                f"undisturbed, the command {_meaning(code)}",
+                performance,
+                code if code in (126, 127) else 1,
             )
         run = performance.run
         if not readout.has_ranks(run):
-            raise BadInput(
-                f"the command ended well, but nothing in it called walrecover.attach(), so there "
-                f"is nothing to rehearse:{words}"
-            )
+            raise CannotRehearse("the command never called walrecover.attach()", performance, 2)
         try:
-            readout.outcome(run)
+            readout.final_manifest(run, recovery.fold_run(run))
         except Unfinished as error:
-            raise BadInput(
-                f"the undisturbed run has no end to compare: {error}. Call run.finish() where "
-                f"training ends:{words}"
+            raise CannotRehearse(
+                f"the undisturbed run has no end to compare. {error}. Call run.finish() where "
+                f"training ends",
+                performance,
+                2,
             ) from None
 
     # -- the killed run -------------------------------------------------------------------------
@@ -216,11 +177,11 @@ class _Rehearsal:
         with performance, closing(killer):
             self._strike_all(killer, plan, performance.run)
             code = killer.follow()
-        self._say_flow(performance.run, last=True)
+        self._say_flow(performance.run, last=True, dead=code != 0)
         self.progress.done(timing.steps)
         if code:
             return performance.run, [
-                f"the killed run {_meaning(code)} and did not come to its end:\n"
+                f"after a kill the command {_meaning(code)} and did not come to its end\n"
                 f"{performance.last_words()}"
             ]
         return performance.run, []
@@ -243,30 +204,16 @@ class _Rehearsal:
             self.progress.line(report.describe_strike(strike, number, len(plan)))
             self.pending = strike
 
-    def _say_flow(self, run: RunDir, last: bool = False, survived: bool = False) -> None:
+    def _say_flow(
+        self, run: RunDir, last: bool = False, survived: bool = False, dead: bool = False
+    ) -> None:
         """Say what came of the newest kill, once the journals tell; `last`: no more can come."""
         if self.pending is None:
             return
         flow = None if survived else recovery_of(run, self.pending)
         if flow is not None or last:
-            self.progress.line(report.describe_flow(flow))
+            self.progress.line(report.describe_flow(flow, dead))
             self.pending = None
-
-    def _shortcomings(self) -> list[str]:
-        landed = [strike for strike in self.strikes if strike.landed]
-        inside = sum(strike.inside for strike in landed)
-        found = []
-        if len(landed) < self.kills:
-            found.append(
-                f"only {len(landed)} of {self.kills} kills landed before the run ended: give "
-                f"fewer --kills, or a longer run"
-            )
-        elif inside < quota(self.kills):
-            found.append(
-                f"only {inside} kills landed inside a snapshot, and {quota(self.kills)} must: "
-                f"give a smaller --every"
-            )
-        return found
 
     # -- the comparison -------------------------------------------------------------------------
 

@@ -4,7 +4,12 @@
 agreement of ranks, `saving` the way to disk, `restoring` the way back.
 """
 
+import logging
+
 from walrecover.session.attaching import attach
 from walrecover.session.run import Run
+
+# A library says nothing by itself: what people must read goes to stderr as a line of its own.
+logging.getLogger("walrecover").addHandler(logging.NullHandler())
 
 __all__ = ["Run", "attach"]

@@ -19,7 +19,7 @@ from walrecover import entries as model
 from walrecover import events as ev
 from walrecover import snapshot
 from walrecover.checkpoints import Follower
-from walrecover.entries import CommitEntry
+from walrecover.entries import CommitEntry, SnapshotRef
 from walrecover.errors import Corrupt, Fenced, StorageFailed, WalrecoverError
 from walrecover.failpoints import failpoint
 from walrecover.journal import Journal
@@ -259,36 +259,38 @@ class Saver:
                 self._changed.notify_all()
 
     def _read_back(self) -> None:
+        """Read back the newest commit, then retire what it replaced. What fails here is said and
+        tried again after the next commit, never at once: the disk may be full."""
         while self._unverified:
             entry = self._unverified[-1]  # the newest: what it replaced may go unread
-            ref = entry.snapshot
             try:
-                snapshot.verify(self.run, ref)
-            except (Corrupt, OSError) as error:
-                self.say(f"the snapshot of step {ref.step} does not read back: {error}")
-                log.error("snapshot of step %d does not read back: %s", ref.step, error)
-            else:
-                self._verified.add(ref.manifest)
-                self.journal.append(
-                    ev.SnapshotVerified(
-                        at=time.time(), step=ref.step, end=ref.end, manifest=ref.manifest
-                    )
-                )
-                failpoint("snapshot.verified")
-                self._follower.catch_up(self.journal.durable)
-                retired = snapshot.retire(
-                    self.run,
-                    attempt=self.attempt,
-                    nonce=self.nonce,
-                    verified=frozenset(self._verified),
-                    keep=self.retention,
-                )
-                if retired:
-                    self.journal.append(
-                        ev.SnapshotsRetired(at=time.time(), names=tuple(r.name for r in retired))
-                    )
-            with self._changed:
-                while self._unverified and self._unverified[0] is not entry:
-                    self._unverified.popleft()
-                self._unverified.popleft()
-                self._changed.notify_all()
+                self._verify_and_retire(entry.snapshot)
+            finally:
+                with self._changed:
+                    while self._unverified.popleft() is not entry:
+                        pass
+                    self._changed.notify_all()
+
+    def _verify_and_retire(self, ref: SnapshotRef) -> None:
+        try:
+            snapshot.verify(self.run, ref)
+        except (Corrupt, OSError) as error:
+            self.say(f"the snapshot of step {ref.step} does not read back: {error}")
+            return
+        self._verified.add(ref.manifest)
+        self.journal.append(
+            ev.SnapshotVerified(at=time.time(), step=ref.step, end=ref.end, manifest=ref.manifest)
+        )
+        failpoint("snapshot.verified")
+        self._follower.catch_up(self.journal.durable)
+        retired = snapshot.retire(
+            self.run,
+            attempt=self.attempt,
+            nonce=self.nonce,
+            verified=frozenset(self._verified),
+            keep=self.retention,
+        )
+        if retired:
+            self.journal.append(
+                ev.SnapshotsRetired(at=time.time(), names=tuple(r.name for r in retired))
+            )

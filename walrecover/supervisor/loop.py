@@ -143,7 +143,7 @@ class _Supervision:
             forced = self._wait()
             left = self._stopping.seconds_left()
             grace = min(self._grace, SWEEP_SECONDS) if left is None else left
-            survivors = kill_tree(grace, hurry=self._stopping, on_end=child.note_end)
+            survivors = kill_tree(grace, child.note_end, self._stopping)
             if survivors:
                 pids = ", ".join(str(process.pid) for process in survivors)
                 say(f"these processes outlive SIGKILL, and are left behind: {pids}")
@@ -167,8 +167,7 @@ class _Supervision:
         assert child is not None
         look = time.monotonic() + LOOK_SECONDS
         while True:
-            for pid, status in reap()[0].items():
-                child.note_end(pid, status)
+            reap(child.note_end)
             if child.ending is not None:
                 return ""
             left = self._stopping.seconds_left()

@@ -1,0 +1,95 @@
+"""One attempt of a training script, in a child of the fork server.
+
+Owns what the tests add to a script: its per-step losses in a log, its own death or signal at a
+drawn step, and the digests of what it ends with. The script itself is a plain function that calls
+`walrecover.attach` and trains.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import walrecover
+from walrecover import plain, shards
+from walrecover.manifest import digest_of
+from walrecover.session import Run
+from walrecover.session import attach as real_attach
+from walrecover.session.disabled import DisabledRun
+from walrecover.torch_adapter import rng
+from walrecover.torch_adapter.objects import Attached
+
+
+def attempt(
+    *,
+    script: str,
+    log: str,
+    result: str,
+    end: tuple[int, str, int] | None = None,
+    **arguments: Any,
+) -> None:
+    """Call `script` ("module:function"). `end`: at which step of this attempt, where ("step": as
+    `run.step` returns, "boundary": once the boundary is done) and by which signal it is hit."""
+    module, _, name = script.partition(":")
+    sys.argv = [f"{name}.py"]
+    attached: dict[str, Any] = {}
+    made = 0
+
+    def hit(where: str) -> None:
+        if end is not None and end[0] == made and end[1] == where:
+            os.kill(os.getpid(), end[2])
+
+    def attach(**given: Any) -> Any:
+        attached.clear()
+        attached.update({k: v for k, v in given.items() if k not in _OPTIONS})
+        return real_attach(**given)
+
+    def wrap_step(kind: Any) -> None:
+        original = kind.step
+
+        def step(self: Any, **values: Any) -> None:
+            nonlocal made
+            loss = float(values.get("loss", 0.0))
+            original(self, **values)
+            made += 1
+            with open(log, "a") as file:
+                file.write(f"{self.global_step} {loss.hex()}\n")
+            hit("step")
+
+        kind.step = step
+
+    original_boundary = Run.boundary
+
+    def boundary(self: Run) -> None:
+        original_boundary(self)
+        hit("boundary")
+
+    wrap_step(Run)
+    wrap_step(DisabledRun)
+    Run.boundary = boundary  # type: ignore[method-assign]
+    walrecover.attach = attach
+    importlib.invalidate_caches()
+    said = getattr(importlib.import_module(module), name)(**arguments)
+    Path(result).write_text(json.dumps(digests(attached) | {"said": said}))
+
+
+_OPTIONS = ("name", "dir", "every", "resume", "strict")
+
+
+def digests(objects: dict[str, Any]) -> dict[str, str]:
+    """The digest of each object's whole state, and of each random generator."""
+    state = Attached(objects).capture()
+    tensors = shards.digests(state.tensors)
+    found = {}
+    for name, tree in state.tree.items():
+        of_tensors = sorted(item for item in tensors.items() if item[0].split(".")[0] == name)
+        found[name] = digest_of(plain.encode([tree, of_tensors]))
+    return found | {f"rng {name}": value.hex() for name, value in rng.digests().items()}
+
+
+KILL = int(signal.SIGKILL)
