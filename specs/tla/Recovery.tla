@@ -16,6 +16,7 @@ CONSTANTS
     MaxAttempts,  \* launches of the whole world
     Working,      \* of those, how many get further than a settled plan
     MaxStep,      \* steps that are captured
+    MaxEntries,   \* entries in the sequence
     MaxRewinds,   \* plans that may pass over the newest candidate
     PowerCuts,    \* TRUE: what was not fsynced may be lost
     Keep,         \* verified newer candidates that a retirement needs
@@ -124,6 +125,7 @@ Mine(a) == ~Rule15 \/ Newest(seq) = a  \* a superseded writer decides nothing
 FolderRead == durable' = IF FolderSync THEN Len(seq) ELSE durable
 
 Decide(a, entry) ==
+    /\ Len(seq) < MaxEntries
     /\ writer' = [writer EXCEPT ![a] =
            [st |-> "decided", entry |-> entry, at |-> Len(seq) + 1]]
     /\ FolderRead

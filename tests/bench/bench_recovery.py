@@ -88,7 +88,9 @@ def rows(count: int = EVENTS) -> list[Row]:
     with tempfile.TemporaryDirectory() as name:
         run = RunDir(Path(name) / "wal", "long")
         path, stream = write_run(run, count)
-        rates = [fold_rate(path, stream, min(part, count)) for part in (count // 10, count // 3, count)]
+        rates = [
+            fold_rate(path, stream, min(part, count)) for part in (count // 10, count // 3, count)
+        ]
         start = command(run, "--version")
         found = command(run, "replay", "--json")
         status = command(run, "status", "--json")

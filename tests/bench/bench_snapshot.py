@@ -87,7 +87,12 @@ def rows() -> list[Row]:
             theirs.append(peer(tensors, folder, number))
             mine.append(ours(attached, run, number))
     return [
-        at_most("blocking snapshot of 430 MB beside safetensors save + fsync", sample(mine), sample(theirs), 1.4)
+        at_most(
+            "blocking snapshot of 430 MB beside safetensors save + fsync",
+            sample(mine),
+            sample(theirs),
+            1.4,
+        )
     ]
 
 

@@ -43,7 +43,11 @@ def steps(folder: Path) -> list[float]:
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     np.random.seed(1)
     run = walrecover.attach(
-        name="bench", dir=str(folder / "run"), every="100000000steps", model=model, optimizer=optimizer
+        name="bench",
+        dir=str(folder / "run"),
+        every="100000000steps",
+        model=model,
+        optimizer=optimizer,
     )
     loss = torch.tensor(1.5)
     found: list[float] = []
@@ -67,7 +71,12 @@ def rows() -> list[Row]:
         ours = sample(steps(folder))
         peer = sample(before)
     return [
-        at_most("run.step() and the boundary, NumPy's RNG in use, beside an inline synced commit", ours, peer, 0.25)
+        at_most(
+            "run.step() and the boundary, NumPy's RNG in use, beside an inline synced commit",
+            ours,
+            peer,
+            0.25,
+        )
     ]
 
 

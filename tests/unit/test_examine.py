@@ -131,6 +131,13 @@ def test_the_older_meta_page_taking_over_is_seen(stream: Path) -> None:
         assert report.kind == "Corrupt" and "transaction" in (report.problem or "")
 
 
+def test_transactions_that_do_not_follow_one_another_are_seen(stream: Path) -> None:
+    page = _newest(stream)
+    later = _transaction(stream, page) + (1 << 20)
+    _patch(stream, page * _PAGE + _TRANSACTION, struct.pack("<Q", later))
+    assert "do not follow one another" in (examine(stream, STREAM).problem or "")
+
+
 def test_a_transaction_that_steps_back_behind_its_forerunner_is_seen(tmp_path: Path) -> None:
     """One bit turns n into n - 2, and n - 2, n - 1 do follow one another."""
     path = write(tmp_path, 5)

@@ -141,6 +141,25 @@ def test_sync_says_when_it_took_too_long_and_the_event_may_still_become_durable(
     assert journal.sync(lsn).lsn == 2
 
 
+def test_nothing_is_acknowledged_before_the_disk_has_it(
+    journal: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    released = threading.Event()
+    make_durable = committer.Committer.make_durable
+
+    def wait_and_make_durable(self: committer.Committer) -> None:
+        assert released.wait(20)
+        make_durable(self)
+
+    monkeypatch.setattr(committer.Committer, "make_durable", wait_and_make_durable)
+    journal.append(step(1))
+    with pytest.raises(StorageFailed, match="not durable"):
+        journal.sync(timeout=0.05)
+    assert journal.durable == 1
+    released.set()
+    assert journal.sync(timeout=20).lsn == 2
+
+
 def test_sync_refuses_an_event_that_was_never_appended(journal: Journal) -> None:
     with pytest.raises(BadInput, match="event 2 was never appended"):
         journal.sync(2)

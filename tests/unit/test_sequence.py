@@ -252,7 +252,7 @@ def test_left_temporary_names_are_nobodys_entries(folder: Path) -> None:
 def test_a_gap_is_corrupt(folder: Path) -> None:
     fill(folder, attempt(1), committed(2, 1), committed(4, 1))
     (folder / "00000002.json").unlink()
-    with pytest.raises(Corrupt, match="entry 2 is missing in .*, though 3 exists"):
+    with pytest.raises(Corrupt, match=r"entry 2 is missing in .*, though 3 exists"):
         Sequence(folder).read()
 
 

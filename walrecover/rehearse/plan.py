@@ -60,37 +60,36 @@ def draw(kills: int, seed: int, steps: int, every: Every) -> tuple[Kill, ...]:
         )
     chance = random.Random(seed)
     edges = [1 + part * (steps - 1) // kills for part in range(kills + 1)]
-    drawn = [chance.randrange(low, high) for low, high in pairwise(edges)]
-    limits = [*drawn[1:], steps]
-    snapshots = [_snapshot_in(low, high, every) for low, high in zip(drawn, limits, strict=True)]
-    inside = _choose_inside(chance, snapshots, every)
+    parts = [range(low, high) for low, high in pairwise(edges)]
+    inside = _choose_inside(chance, [_snapshots(part, every) for part in parts], every)
+    drawn = [chance.choice(inside.get(index, part)) for index, part in enumerate(parts)]
     return tuple(
         Kill(
-            step=snapshots[index] if index in inside else step,  # type: ignore[arg-type]
-            until=limits[index],
+            step=step,
+            until=until,
             aim="snapshot" if index in inside else "step",
             moment=chance.random(),
             pick=chance.random(),
             # A snapshot is what a rank is in: only its own death lands inside one.
             aside=chance.random() < ASIDE and index not in inside,
         )
-        for index, step in enumerate(drawn)
+        for index, (step, until) in enumerate(pairwise([*drawn, steps]))
     )
 
 
-def _snapshot_in(low: int, high: int, every: Every) -> int | None:
-    """The first snapshot from step `low` on and before `high`. A pace in seconds promises no step
-    for any, so it may be expected everywhere."""
+def _snapshots(part: range, every: Every) -> range:
+    """The steps of a part of the run that will be captured. A pace in seconds promises no step for
+    any, so it may be expected everywhere."""
     if every.steps is None:
-        return low
-    due = -(-low // every.steps) * every.steps
-    return due if due < high else None
+        return part
+    return range(-(-part.start // every.steps) * every.steps, part.stop, every.steps)
 
 
 def _choose_inside(
-    chance: random.Random, snapshots: Sequence[int | None], every: Every
-) -> frozenset[int]:
-    possible = [index for index, step in enumerate(snapshots) if step is not None]
+    chance: random.Random, snapshots: Sequence[range], every: Every
+) -> dict[int, range]:
+    """The kills to aim at a snapshot, by index, each with the snapshots of its part."""
+    possible = [index for index, steps in enumerate(snapshots) if steps]
     needed = quota(len(snapshots))
     if len(possible) < needed:
         raise BadInput(
@@ -101,7 +100,7 @@ def _choose_inside(
     # Some to spare, and not the last one where that can be had: a miss can still be made up.
     wanted = min(len(possible), needed + len(snapshots) // 10)
     early = possible[:-1] if len(possible) > wanted else possible
-    return frozenset(chance.sample(early, wanted))
+    return {index: snapshots[index] for index in chance.sample(early, wanted)}
 
 
 def aim_of(plan: Sequence[Kill], index: int, inside: int) -> Kill:

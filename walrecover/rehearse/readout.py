@@ -212,6 +212,6 @@ def _chunks(one: bytearray, other: bytearray) -> Iterator[tuple[bytes, bytes]]:
 def _element(data: bytearray, place: int, dtype: str) -> str:
     form = _FORMATS.get(dtype)
     if form is None:
-        return f"byte {place} is {data[place]}"
+        return f"{data[place]} (byte {place})"
     (value,) = struct.unpack_from(form, data, place * struct.calcsize(form))
-    return f"element {place} is {value!r}"
+    return f"{value!r} (element {place})"

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 LOOK_SECONDS = 0.05
-RESTARTS = 10
+RESTARTS = 25
 """In a row without a completed step: every kill comes after one, so these are the script's own."""
 
 
