@@ -31,7 +31,7 @@ HEADER_BYTES = 40
 GENESIS = bytes(16)
 
 _HEAD = struct.Struct("<4sHHQI16s")
-_HEADER = struct.Struct("<4sHHQI16sI")
+HEADER = struct.Struct("<4sHHQI16sI")
 _CRC = struct.Struct("<I")
 
 chain_of = xxh3_128_digest
@@ -52,7 +52,7 @@ def unseal(envelope: bytes, *, lsn: int, attempt: int, chain: bytes | None) -> b
     """
     if len(envelope) < HEADER_BYTES:
         raise Corrupt(f"event {lsn}: {len(envelope)} bytes, shorter than an envelope")
-    magic, version, reserved, found_lsn, found_attempt, found_chain, crc = _HEADER.unpack_from(
+    magic, version, reserved, found_lsn, found_attempt, found_chain, crc = HEADER.unpack_from(
         envelope
     )
     payload = envelope[HEADER_BYTES:]

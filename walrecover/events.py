@@ -20,7 +20,7 @@ from walrecover.entries import Plan
 from walrecover.errors import Corrupt
 
 
-class _Event(msgspec.Struct, frozen=True, omit_defaults=True, tag=True, kw_only=True):
+class _Event(msgspec.Struct, frozen=True, omit_defaults=True, tag=True, kw_only=True, gc=False):
     at: float = 0.0
 
 

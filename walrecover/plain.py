@@ -39,7 +39,8 @@ class Unstorable(TypeError):
     """An object that a snapshot cannot hold; the message names it by its key path."""
 
 
-def _refuse(value: Any, path: str) -> tuple[str, Any]:
+def refuse(value: Any, path: str) -> tuple[str, Any]:
+    """Raises Unstorable."""
     kind = type(value)
     raise Unstorable(
         f"{path} is a {kind.__module__}.{kind.__qualname__}, which a snapshot cannot hold: attach "
@@ -47,7 +48,7 @@ def _refuse(value: Any, path: str) -> tuple[str, Any]:
     )
 
 
-def to_tree(value: Any, path: str, leaf: Leaf = _refuse) -> Any:
+def to_tree(value: Any, path: str, leaf: Leaf = refuse) -> Any:
     """The wire form of `value`. `path` names it in errors. Raises Unstorable."""
     return _to(value, path, leaf, 0)
 
@@ -63,7 +64,7 @@ def _to(value: Any, path: str, leaf: Leaf, depth: int) -> Any:
             return ["su", value.encode("utf-8", "surrogatepass")]
         return value
     if kind is int:
-        return value if -(1 << 63) <= value < 1 << 64 else ["i", str(value)]
+        return value if -(1 << 63) <= value < 1 << 64 else ["i", f"{value:x}"]
     if depth > MAX_DEPTH:
         raise Unstorable(f"{path} is nested deeper than {MAX_DEPTH} levels, or contains itself")
     if (
@@ -90,8 +91,8 @@ def _to(value: Any, path: str, leaf: Leaf, depth: int) -> Any:
         if kind is collections.defaultdict:
             factory = value.default_factory
             name = "" if factory is None else getattr(factory, "__name__", "?")
-            if _FACTORIES.get(name, _refuse) is not factory:
-                _refuse(factory, f"{path}.default_factory")
+            if _FACTORIES.get(name, refuse) is not factory:
+                refuse(factory, f"{path}.default_factory")
             return ["dd", name, pairs]
         return [_TAGS[kind], pairs]
     if kind is complex:
@@ -122,42 +123,59 @@ def from_tree(node: Any, build: Build = _no_leaf) -> Any:
     """The value of a wire form. Raises Corrupt for anything that `to_tree` does not write."""
     try:
         return _from(node, build)
-    except (ValueError, TypeError, IndexError, KeyError, RecursionError) as error:
+    except (ValueError, TypeError, LookupError, AttributeError, RuntimeError) as error:
         raise Corrupt(f"plain state: {error}") from None
 
 
 def _from(node: Any, build: Build) -> Any:
-    if not isinstance(node, list):
-        if isinstance(node, dict):
-            raise Corrupt("plain state: a bare map")
-        return node
-    tag = node[0]
-    if tag == "x":
-        return build(node[1], node[2])
+    if type(node) is not list:
+        if node is None or type(node) in (bool, int, float, str, bytes):
+            return node
+        raise Corrupt(f"plain state: a bare {type(node).__name__}")
+    tag, *rest = node
     if tag in _SEQUENCES:
-        return _SEQUENCES[tag](_from(item, build) for item in node[1])
-    if tag in ("d", "od", "cn"):
-        pairs = {_from(key, build): _from(item, build) for key, item in node[1]}
-        return pairs if tag == "d" else _MAPS[tag](pairs)
+        (items,) = rest
+        return _SEQUENCES[tag](_from(item, build) for item in _list(items))
+    if tag in _MAPS:
+        (pairs,) = rest
+        return _MAPS[tag](_pairs(pairs, build))
     if tag == "dd":
-        return collections.defaultdict(
-            _FACTORIES[node[1]], {_from(k, build): _from(v, build) for k, v in node[2]}
-        )
+        factory, pairs = rest
+        return collections.defaultdict(_FACTORIES[factory], _pairs(pairs, build))
     if tag == "q":
-        return collections.deque((_from(item, build) for item in node[2]), node[1])
+        longest, items = rest
+        return collections.deque((_from(item, build) for item in _list(items)), longest)
+    if tag == "x":
+        name, payload = rest
+        return build(name, payload)
     if tag == "i":
-        return int(node[1])
+        return int(rest[0], 16)
     if tag == "c":
-        return complex(node[1], node[2])
-    if tag == "ba":
-        return bytearray(node[1])
+        real, imaginary = rest
+        return complex(real, imaginary)
+    if tag == "ba" and type(rest[0]) is bytes:
+        return bytearray(rest[0])
     if tag == "su":
-        return node[1].decode("utf-8", "surrogatepass")
+        return rest[0].decode("utf-8", "surrogatepass")
     raise Corrupt(f"plain state: unknown tag {tag!r}")
 
 
+def _list(items: Any) -> list[Any]:
+    if type(items) is not list:
+        raise Corrupt(f"plain state: {type(items).__name__} in place of items")
+    return items
+
+
+def _pairs(pairs: Any, build: Build) -> dict[Any, Any]:
+    return {_from(key, build): _from(item, build) for key, item in map(_list, _list(pairs))}
+
+
 _SEQUENCES: dict[str, Callable[..., Any]] = {"l": list, "t": tuple, "s": set, "f": frozenset}
-_MAPS: dict[str, Callable[..., Any]] = {"od": collections.OrderedDict, "cn": collections.Counter}
+_MAPS: dict[str, Callable[..., Any]] = {
+    "d": dict,
+    "od": collections.OrderedDict,
+    "cn": collections.Counter,
+}
 
 
 def encode(tree: Any) -> bytes:

@@ -16,7 +16,13 @@ from typing import NamedTuple
 from walrecover import checkpoints, lease, snapshot
 from walrecover import entries as model
 from walrecover.entries import AttemptEntry, CommitEntry, Entry, Holder, Plan, Rejected, SnapshotRef
-from walrecover.errors import Corrupt, NothingToResume, RunBusy, UnsupportedVersion
+from walrecover.errors import (
+    Corrupt,
+    NothingToResume,
+    RunBusy,
+    UnsupportedVersion,
+    WalrecoverError,
+)
 from walrecover.events import RecoveryPlanned
 from walrecover.failpoints import failpoint
 from walrecover.journal import Cursor, Reader, StreamId, examine_all, find_streams
@@ -81,7 +87,7 @@ def _fold_tail(
             for events, reached in reader.batches(cursor, last):
                 fold((), {key: events}, {key: record})
                 cursor = reached
-    except (Corrupt, UnsupportedVersion, OSError) as error:
+    except (WalrecoverError, OSError) as error:
         # The child has read this much: it changed under the reader. What was folded counts.
         record.losses.append(f"{stream.writer} of attempt {stream.attempt}: {error}")
         return

@@ -179,7 +179,9 @@ def commit(
     path = run.snapshots / name / "manifest.json"
     with storage(f"cannot write {path}"):
         if not create_if_absent(path, data):
-            raise StorageFailed(f"{path} exists already: a capture is committed at most once")
+            if read_regular(path.parent, path.name, votes.MAX_MANIFEST_BYTES) != data:
+                raise StorageFailed(f"{path} exists already, with another content")
+            sync_directory(path.parent)
     failpoint("snapshot.manifest.after")
     ref = SnapshotRef(
         step=step, attempt=attempt, nonce=nonce, manifest=votes.digest_of(data), end=end

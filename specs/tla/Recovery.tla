@@ -304,6 +304,10 @@ TypeOK ==
           /\ journal[a][r] \in 0..MaxStep
     /\ \A a \in Attempts : writer[a].st \in {"idle", "decided", "created"}
 
+\* The sequence only grows (or loses its undurable end), so that what is said of
+\* every plan is checked in the state where that plan is the last entry.
+EndsInPlan == Len(seq) > 0 /\ IsPlan(seq[Len(seq)])
+
 \* A retirement was sound if its snapshot had left the chain, or if a newer
 \* commit on the chain stood before it.
 SoundRetirement(id) ==
@@ -336,7 +340,8 @@ NoSupersededCommit ==
                             Newest(Prefix(seq, j - 1)) # seq[j].a}}
         left == UNION {Commits(Prefix(seq, i)) \ LiveCommits(Prefix(seq, i)) :
                             i \in PlanAt(seq)}
-    IN (late \cup left) \cap Candidates(seq) = {}
+    IN /\ \A c \in late : c \notin Candidates(seq)
+       /\ EndsInPlan => \A c \in left : c \notin Candidates(seq)
 
 \* P7: a plan whose attempt committed nothing yet is what planning gives again.
 Idempotent ==
@@ -346,11 +351,12 @@ Idempotent ==
 \* P4: every plan goes on from the history that was live before it, and from its
 \* newest commit unless it says that it rewinds.
 OneHistory ==
-    \A i \in PlanAt(seq) :
-        LET before == Prefix(seq, i - 1)
+    EndsInPlan =>
+        LET before == Prefix(seq, Len(seq) - 1)
             live == LiveCommits(before)
-        IN /\ seq[i].base = Start \/ \E c \in live : Id(c) = seq[i].base
-           /\ seq[i].rewind \/ seq[i].base = NewestOf(before, live)
+            plan == seq[Len(seq)]
+        IN /\ plan.base = Start \/ \E c \in live : Id(c) = plan.base
+           /\ plan.rewind \/ plan.base = NewestOf(before, live)
 
 \* Rule 6: every rank's events through a committed step are durable.
 JournalBehindCommit ==

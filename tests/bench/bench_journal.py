@@ -8,25 +8,23 @@ quartiles of its samples; a ratio is the median over the rounds of the quotient 
 
 from __future__ import annotations
 
-import argparse
 import gc
-import shutil
-import statistics
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 import lmdb
 import msgpack
-from rich.console import Console
-from rich.table import Table
 
+from tests.bench.measure import Row, at_most, sample, show, timed
 from walrecover.codec import GENESIS, HEADER_BYTES, chain_of, seal
 from walrecover.events import AttemptBegun, Event, StepCompleted, encode
-from walrecover.journal import Journal, Reader, StreamId
+from walrecover.journal import Journal, Reader
 from walrecover.journal.stream import key_of
+
+GROWTH_BOUND = 1000
+
 
 _STREAM = StreamId(1, "00000000", "rank-0")
 _FIRST = AttemptBegun(run="bench", attempt=1, nonce="00000000", writer="rank-0")
@@ -66,33 +64,6 @@ def large(step: int) -> StepCompleted:
     )
 
 
-class Sampled(NamedTuple):
-    """Microseconds, one list of samples for each round."""
-
-    rounds: list[list[float]]
-
-    def add(self, samples: list[float]) -> None:
-        self.rounds.append(samples)
-
-    def text(self) -> str:
-        every = [sample for samples in self.rounds for sample in samples]
-        low, middle, high = statistics.quantiles(every, n=4) if len(every) > 1 else every * 3
-        return f"{middle:9.2f}  [{low:.2f} … {high:.2f}]"
-
-    def ratio_to(self, other: Sampled) -> float:
-        quotients = [
-            statistics.median(own) / statistics.median(others)
-            for own, others in zip(self.rounds, other.rounds, strict=True)
-        ]
-        return statistics.median(quotients)
-
-
-def timed(work: Callable[[], object]) -> float:
-    begun = time.perf_counter()
-    work()
-    return (time.perf_counter() - begun) * 1e6
-
-
 def busy(seconds: float) -> None:
     """What a training loop does between two steps, holding the interpreter's lock."""
     until = time.perf_counter() + seconds
@@ -100,9 +71,14 @@ def busy(seconds: float) -> None:
         pass
 
 
-def measure_writing(directory: Path, rounds: int, table: Table) -> None:
+def seconds_of(work: Callable[[], object]) -> float:
+    return timed(work, 1)[0]
+
+
+def writing(directory: Path, rounds: int) -> list[Row]:
+    """Appends and syncs beside inline synced commits of the same events, in turn."""
     journal = Journal.create(directory / "a1-00000000" / "rank-0", attempt=1, first=_FIRST)
-    inline, appended, in_a_loop, durable = (Sampled([]) for _ in range(4))
+    inline, in_a_loop, durable = [], [], []
     with lmdb.open(str(directory / "inline"), map_size=1 << 30, lib_version=0) as environment:
 
         def commit(step: int) -> None:
@@ -110,44 +86,41 @@ def measure_writing(directory: Path, rounds: int, table: Table) -> None:
             with environment.begin(write=True) as transaction:
                 transaction.put(key_of(step), envelope, append=True)
 
+        def until_durable(step: int) -> None:
+            journal.append(small(step))
+            journal.sync()
+
         step = 0
         for _ in range(rounds):
-            samples: tuple[list[float], ...] = ([], [], [], [])
             for _ in range(100):
                 step += 1
-                event = small(step)
-                samples[0].append(timed(lambda step=step: commit(step)))
-                begun = time.perf_counter()
-                samples[1].append(timed(lambda event=event: journal.append(event)))
-                journal.sync()
-                samples[3].append((time.perf_counter() - begun) * 1e6)
+                inline.append(seconds_of(lambda step=step: commit(step)))
+                durable.append(seconds_of(lambda step=step: until_durable(step)))
             for _ in range(100):
                 event = small(step)
                 busy(0.002)
-                samples[2].append(timed(lambda event=event: journal.append(event)))
-            for sampled, found in zip((inline, appended, in_a_loop, durable), samples, strict=True):
-                sampled.add(found)
+                in_a_loop.append(seconds_of(lambda event=event: journal.append(event)))
     journal.close()
-    table.add_row("inline synced LMDB commit (encode, seal, put)", inline.text(), "1")
-    for name, sampled, wanted in (
-        ("append, as a loop of 2 ms steps sees it", in_a_loop, "≤ 0.025"),
-        ("append, just before a sync", appended, ""),
-        ("append until sync returned", durable, "≤ 1.5"),
-    ):
-        table.add_row(name, sampled.text(), f"{sampled.ratio_to(inline):.3f}", wanted)
+    peer = sample(inline)
+    return [
+        at_most(
+            "append, as a loop sees it, beside an inline commit", sample(in_a_loop), peer, 1 / 40
+        ),
+        at_most("append until durable, beside an inline commit", sample(durable), peer, 1.5),
+    ]
 
 
-def measure_reading(
-    directory: Path, rounds: int, table: Table, name: str, event_of: Callable[[int], Event]
-) -> None:
+def reading(directory: Path, rounds: int, name: str, event_of: Callable[[int], Event]) -> Row:
+    """Reading with every check beside a bare scan with msgpack.unpackb, in turn."""
     count = 20_000
     path = directory / "a1-00000000" / name
     first = AttemptBegun(run="bench", attempt=1, nonce="00000000", writer=name)
     with Journal.create(path, attempt=1, first=first) as journal:
         for step in range(1, count):
             journal.append(event_of(step))
-    bytes_each = sum(map(len, journal_envelopes(path))) / count
-    bare, checked = Sampled([]), Sampled([])
+    each = sum(map(len, journal_envelopes(path))) / count
+    bare: list[float] = []
+    checked: list[float] = []
 
     def scan() -> None:
         with environment.begin() as transaction:
@@ -162,14 +135,12 @@ def measure_reading(
     for _ in range(rounds):
         with lmdb.open(str(path), readonly=True, map_size=0, lib_version=0) as environment:
             scan()
-            bare.add([timed(scan) / count for _ in range(3)])
+            bare += [took / count for took in timed(scan, 3)]
         with Reader(path) as reader:
-            checked.add([timed(read) / count for _ in range(3)])
-    table.add_row(f"{bytes_each:.0f}-byte events: bare scan + msgpack.unpackb", bare.text(), "1")
-    speed = 1 / checked.ratio_to(bare)
-    table.add_row(
-        "    Reader.read, every check", checked.text(), f"{speed:.2f} x as fast", "≥ 1.2 x"
-    )
+            checked += [took / count for took in timed(read, 3)]
+    ours, peer = sample(checked), sample(bare)
+    what = f"an event of {each:.0f} bytes read with every check, beside scan + msgpack.unpackb"
+    return at_most(what, ours, peer, 1 / 1.2)
 
 
 def journal_envelopes(path: Path) -> list[bytes]:
@@ -180,7 +151,9 @@ def journal_envelopes(path: Path) -> list[bytes]:
         return [bytes(value) for value in transaction.cursor().iternext(keys=False)]
 
 
-def measure_bytes(directory: Path, table: Table) -> None:
+def growth(directory: Path) -> list[Row]:
+    """Bytes on disk for each step, in groups of different sizes."""
+    found = []
     for group in (1, 10, 1000):
         name = f"group-{group}"
         path = directory / "a1-00000000" / name
@@ -193,26 +166,24 @@ def measure_bytes(directory: Path, table: Table) -> None:
                     journal.sync()
         size = path.joinpath("data.mdb").stat().st_size / count
         event = len(seal(encode(small(count)), lsn=count, attempt=1, chain=chain_of(b"")))
-        table.add_row(f"bytes a step on disk, groups of {group} ({event} each)", f"{size:9.0f}", "")
+        what = f"journal growth a step, groups of {group}"
+        holds = size <= GROWTH_BOUND
+        bound = f"≤ {GROWTH_BOUND} B"
+        found.append(Row(what, f"{size:.0f} B", f"event {event} B", None, bound, holds))
+    return found
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--directory", type=Path, help="where to write (default: a temporary one)")
-    options = parser.parse_args()
-    directory = Path(tempfile.mkdtemp(dir=options.directory))
-    table = Table("", "µs: median [quartiles]", "ratio", "wanted", title="journal")
-    try:
+def rows(rounds: int = 15) -> list[Row]:
+    with tempfile.TemporaryDirectory() as name:
+        directory = Path(name)
         gc.collect()
-        measure_writing(directory, options.rounds, table)
-        measure_reading(directory, options.rounds, table, "small", small)
-        measure_reading(directory, options.rounds, table, "large", large)
-        measure_bytes(directory, table)
-    finally:
-        shutil.rmtree(directory, ignore_errors=True)
-    Console(width=120).print(table)
+        return [
+            *writing(directory, rounds),
+            reading(directory, rounds, "small", small),
+            reading(directory, rounds, "large", large),
+            *growth(directory),
+        ]
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(not show("The journal", rows()))

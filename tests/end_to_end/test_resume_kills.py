@@ -57,9 +57,7 @@ KILLS = {
 
 
 @pytest.fixture(scope="session")
-def undisturbed(
-    server: ForkServer, tmp_path_factory: pytest.TempPathFactory
-) -> dict[str, Trial]:
+def undisturbed(server: ForkServer, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Trial]:
     """The undisturbed run of each shape, made when first asked for."""
 
     class Undisturbed(dict[str, Trial]):

@@ -17,10 +17,10 @@ from walrecover.rehearse.compare import (
     Superseded,
     Tensor,
     compare,
-    first_difference,
     used_generators,
     weights_digest,
 )
+from walrecover.rehearse.values import first_difference
 
 STEPS, RANKS = 6, 2
 DIGEST = "blake3:" + "0" * 64
@@ -34,6 +34,7 @@ def facts(step: int, rank: int = 0) -> Facts:
         rng={"torch": bytes([step, rank])} | ({"python": b"unseeded"} if step == 1 else {}),
         scalars={"loss": 1.0 / step, "accuracy": math.nan},
         opening=step == 1,
+        more={"batch": bytes([step])},
     )
 
 
@@ -97,6 +98,7 @@ def test_a_run_is_identical_to_itself() -> None:
         ({"lr": ()}, "the learning rate"),
         ({"rng": {"torch": b"other"}}, "the random state of torch"),
         ({"scalars": {"loss": math.nextafter(1 / 3, 1), "accuracy": math.nan}}, "loss"),
+        ({"more": {"batch": b"other"}}, "the batch"),
         ({"scalars": {"loss": 1 / 3}}, "accuracy"),
         ({"scalars": {"loss": 1 / 3, "accuracy": math.nan, "extra": 1.0}}, "extra"),
     ],
@@ -120,6 +122,10 @@ def test_minus_zero_is_not_zero_and_a_nan_is_itself() -> None:
     found = compare(calm, killed)
     assert found is not None
     assert (found.what, found.calm, found.killed) == ("loss", "0.0", "-0.0")
+
+
+def test_what_only_one_of_them_records_is_not_compared() -> None:
+    assert compare(outcome(), with_facts(outcome(), 3, more={"state": b"x"})) is None
 
 
 def test_a_missing_step_is_named() -> None:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from walrecover.errors import BadInput
 from walrecover.pace import Every
-from walrecover.rehearse.plan import Kill, aim_of, draw, pace_for, quota, shortcomings
+from walrecover.rehearse.plan import Kill, aim_of, draw, pace_for, quota, reach, shortcomings
 
 SECONDS = Every(None, 30.0)
 
@@ -82,6 +82,23 @@ def test_a_pace_without_a_snapshot_for_the_quota_is_refused() -> None:
 )
 def test_every_kill_gets_some_snapshots(kills: int, steps: int, every: int) -> None:
     assert pace_for(kills, steps) == Every(every, None)
+
+
+@pytest.mark.parametrize(
+    ("kills", "steps", "step_seconds", "before"),
+    [
+        pytest.param(5, 300, 0.1, 298, id="two steps of 0.1 s"),
+        pytest.param(5, 300, 0.001, 270, id="at most a tenth"),
+        pytest.param(5, 300, 10.0, 299, id="one long step"),
+        pytest.param(295, 300, 0.001, 296, id="as many kills as there is room for"),
+        pytest.param(400, 300, 0.001, 300, id="more than fit, for `draw` to refuse"),
+        pytest.param(1, 0, 0.0, 0, id="no steps at all"),
+    ],
+)
+def test_the_very_last_steps_are_spared(
+    kills: int, steps: int, step_seconds: float, before: int
+) -> None:
+    assert reach(kills, steps, step_seconds) == before
 
 
 def kill(aim: str, step: int = 1) -> Kill:

@@ -15,7 +15,7 @@ import msgspec
 from walrecover.cli.options import as_json, directory, journal_dir, resolve, run_argument
 from walrecover.cli.output import write_json_line
 from walrecover.entries import attempt_label
-from walrecover.errors import Corrupt, UnsupportedVersion
+from walrecover.errors import WalrecoverError
 from walrecover.events import Event, Unknown
 from walrecover.journal import Cursor, Reader, StreamId, examine_all, find_streams
 from walrecover.rundir import RunDir
@@ -76,7 +76,7 @@ def _lines(
                 yield at, label, lsn, event
             if last:
                 cursors[stream] = reader.cursor_at(last)
-    except (Corrupt, UnsupportedVersion, OSError) as error:
+    except (WalrecoverError, OSError) as error:
         print(f"walrecover: {label}: {error}", file=sys.stderr)
 
 

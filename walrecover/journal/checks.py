@@ -16,7 +16,7 @@ from walrecover.codec import FORMAT, HEADER_BYTES, MAGIC, chain_of, unseal
 from walrecover.errors import WalrecoverError
 
 _CRC_OFFSET = HEADER_BYTES - 4
-_header_of = codec._HEADER.pack
+_header_of = codec.HEADER.pack
 _starts_with = bytes.startswith
 
 

@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-from walrecover.errors import Corrupt, Torn, UnsupportedVersion, WalrecoverError
+from walrecover.errors import Corrupt, StorageFailed, Torn, UnsupportedVersion, WalrecoverError
 from walrecover.files import open_regular
 
 _MAGIC = 0xBEEFC0DE
@@ -51,6 +51,8 @@ def inspect(folder: Path) -> WalrecoverError | None:
             return None
         except FileNotFoundError:
             return Corrupt(f"{folder}: the stream has no data.mdb")
+        except OSError as error:
+            return StorageFailed(f"{folder}: {error}")
         except (Corrupt, UnsupportedVersion) as error:
             if problem is not None and str(problem) == str(error):
                 return problem  # nobody is writing there

@@ -16,7 +16,7 @@ from typing import TypeVar
 import lmdb
 
 from walrecover.codec import chain_of, unseal
-from walrecover.errors import Corrupt, WalrecoverError
+from walrecover.errors import Corrupt, StorageFailed, WalrecoverError
 from walrecover.events import AttemptBegun, Event, Unknown, decode
 from walrecover.journal import environment as environments
 from walrecover.journal.checks import Checked, check
@@ -51,6 +51,8 @@ class Reader:
             self._environment = environments.open_for_reading(path)
         except lmdb.Error as error:
             raise environments.explain(error, path) from error
+        except OSError as error:
+            raise StorageFailed(f"{path}: {error}") from error
 
     def __enter__(self) -> Reader:
         return self

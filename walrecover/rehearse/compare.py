@@ -9,21 +9,20 @@ unseeded one differs from the start. `used_generators` says which are compared.
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from blake3 import blake3
 
-_bits = struct.Struct("<d").pack
-ABSENT = "absent"
+from walrecover.rehearse.values import ABSENT, bits, first_difference, shown
 
 
 class Facts(NamedTuple):
     """What the journal says of one execution of a step.
 
     `rng`: digests by generator. `opening`: the first step of its attempt, which gives the digest
-    of every generator; later ones give those that moved.
+    of every generator; later ones give those that moved. `more`: what a session may record beside
+    that (ranges of samples, digests of batch and state), compared where both give it.
     """
 
     position: tuple[int, ...]
@@ -31,6 +30,7 @@ class Facts(NamedTuple):
     rng: Mapping[str, bytes]
     scalars: Mapping[str, float]
     opening: bool = False
+    more: Mapping[str, Any] = {}
 
 
 class Superseded(NamedTuple):
@@ -147,14 +147,17 @@ def facts_that_differ(
     """(what, one's value, the other's), causes before effects."""
     if one.position != other.position:
         yield "the data position", str(one.position), str(other.position)
-    if list(map(_bits, one.lr)) != list(map(_bits, other.lr)):
+    if list(map(bits, one.lr)) != list(map(bits, other.lr)):
         yield "the learning rate", _numbers(one.lr), _numbers(other.lr)
     for name in sorted(one.rng.keys() & other.rng.keys() & used):
         if one.rng[name] != other.rng[name]:
             yield f"the random state of {name}", one.rng[name].hex(), other.rng[name].hex()
+    for name in sorted(one.more.keys() & other.more.keys()):
+        if found := first_difference(one.more[name], other.more[name], f"the {name}"):
+            yield found
     for name in sorted(one.scalars.keys() | other.scalars.keys()):
         mine, its = one.scalars.get(name), other.scalars.get(name)
-        if mine is None or its is None or _bits(mine) != _bits(its):
+        if mine is None or its is None or bits(mine) != bits(its):
             yield name, shown(mine), shown(its)
 
 
@@ -202,45 +205,6 @@ def _seen(value: Any, used: frozenset[str]) -> Any:
         ]
         return value | {"places": places}
     return value
-
-
-def first_difference(one: Any, other: Any, path: str) -> tuple[str, str, str] | None:
-    """(path, one's value, the other's) of the first place where two plain values differ."""
-    if type(one) is not type(other):
-        return path, shown(one), shown(other)
-    if isinstance(one, dict):
-        for key in [*one, *(key for key in other if key not in one)]:
-            where = f"{path}.{key}" if isinstance(key, str) else f"{path}[{key!r}]"
-            if key not in one or key not in other:
-                return where, _there(key, one), _there(key, other)
-            if found := first_difference(one[key], other[key], where):
-                return found
-        return None
-    if isinstance(one, list | tuple):
-        for index, (mine, its) in enumerate(zip(one, other, strict=False)):
-            if found := first_difference(mine, its, f"{path}[{index}]"):
-                return found
-        if len(one) != len(other):
-            return f"the length of {path}", str(len(one)), str(len(other))
-        return None
-    same = _bits(one) == _bits(other) if isinstance(one, float) else one == other
-    return None if same else (path, shown(one), shown(other))
-
-
-def _there(key: Any, value: Mapping[Any, Any]) -> str:
-    return shown(value[key]) if key in value else ABSENT
-
-
-def shown(value: Any) -> str:
-    """A value for people: short, and with its bits where they are all that tells it apart."""
-    if value is None:
-        return ABSENT
-    if isinstance(value, float) and value != value:
-        return f"nan ({_bits(value).hex()})"
-    if isinstance(value, bytes) and len(value) > 16:
-        return f"{len(value)} bytes, blake3:{blake3(value).hexdigest()[:16]}"
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}…"
 
 
 def weights_digest(final: Final) -> str:

@@ -5,6 +5,7 @@ Owns finding the events of one recovery and saying them in a line. Reads only.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 from walrecover import entries as model
@@ -28,6 +29,37 @@ class Flow(NamedTuple):
     again: int
     restored: float
     training: float
+
+
+class Flows:
+    """Tells what came of each kill, once, as soon as the journals know: `say` gets the flow, or
+    None where the attempt went on without the victim."""
+
+    def __init__(self, run: RunDir, say: Callable[[Flow | None], None]) -> None:
+        self._run, self._say = run, say
+        self._strike: Strike | None = None
+
+    def expect(self, strike: Strike) -> None:
+        """A kill was made; what is known of the one before is all that there will be."""
+        self.settle(strike.attempt)
+        self._strike = strike
+
+    def look(self, attempt: int) -> None:
+        """This attempt trains now: tell, if it was the newest kill that led to it."""
+        if self._strike is not None and attempt > self._strike.attempt:
+            flow = recovery_of(self._run, self._strike)
+            if flow is not None:
+                self._tell(flow)
+
+    def settle(self, attempt: int | None = None) -> None:
+        """Tell of the newest kill now. `attempt`: where the next one was made."""
+        if self._strike is not None:
+            survived = attempt == self._strike.attempt
+            self._tell(None if survived else recovery_of(self._run, self._strike))
+
+    def _tell(self, flow: Flow | None) -> None:
+        self._strike = None
+        self._say(flow)
 
 
 def recovery_of(run: RunDir, strike: Strike) -> Flow | None:

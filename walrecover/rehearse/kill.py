@@ -28,6 +28,7 @@ HOT_SECONDS = 0.0003
 """Between two looks when the moment is near. A page read costs a microsecond."""
 
 CALM_SECONDS = 0.05
+SEARCH_SECONDS = 0.01
 LULL_SECONDS = 0.02
 STALL_SECONDS = 300.0
 TRAINING: tuple[Phase, ...] = ("training", "snapshot")
@@ -59,8 +60,8 @@ class Strike(NamedTuple):
 
 
 class Killer:
-    """Makes the kills of one performance. `on_step` hears where the run stands, `on_lull` may take
-    a few milliseconds while nothing is near."""
+    """Makes the kills of one performance. `on_step` hears where the run stands; `on_lull` gets the
+    attempt's number, and may take a few milliseconds while no kill is near."""
 
     def __init__(
         self,
@@ -68,7 +69,7 @@ class Killer:
         timing: Timing,
         *,
         on_step: Callable[[int], None],
-        on_lull: Callable[[], None],
+        on_lull: Callable[[int], None],
     ) -> None:
         self._performance = performance
         self._timing = timing
@@ -89,13 +90,13 @@ class Killer:
             attempt = self._watch.attempt()
             if attempt is None:
                 self._hear(0, None)
-                self._rest(CALM_SECONDS / 5)
+                self._rest(SEARCH_SECONDS)
                 continue
             rank = int(kill.pick * len(attempt.ranks)) if not kill.aside else 0
             beat = attempt.read(rank)
             self._hear(attempt.number, beat)
             if not self._is_near(beat, floor):
-                self._rest(self._distance(beat, floor))
+                self._rest(self._distance(beat, floor), attempt)
             elif self._wait_for(kill, attempt, rank, beat):
                 strike = self._kill(kill, attempt, rank, floor)
                 if strike is not None:
@@ -109,7 +110,7 @@ class Killer:
         while (code := self._performance.exit_code()) is None:
             attempt = self._watch.attempt()
             self._hear(attempt.number if attempt else 0, attempt.read(0) if attempt else None)
-            self._rest(CALM_SECONDS)
+            self._rest(CALM_SECONDS, attempt)
         return code
 
     # -- waiting --------------------------------------------------------------------------------
@@ -136,10 +137,10 @@ class Killer:
         now = attempt.read(rank)
         return not inside or (now.phase, now.step) == (beat.phase, beat.step)
 
-    def _rest(self, seconds: float) -> None:
+    def _rest(self, seconds: float, attempt: Attempt | None = None) -> None:
         began = time.monotonic()
-        if seconds >= LULL_SECONDS:
-            self._on_lull()
+        if attempt is not None and seconds >= LULL_SECONDS:
+            self._on_lull(attempt.number)
         time.sleep(max(0.0, seconds - (time.monotonic() - began)))
 
     def _hear(self, attempt: int, beat: Reading | None) -> None:

@@ -6,6 +6,7 @@ meets and where it really lands is `kill`'s to find out.
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Sequence
 from itertools import pairwise
@@ -20,6 +21,7 @@ ASIDE = 0.3
 """How often the victim is another process than a rank's: a loader worker, the launcher."""
 
 SNAPSHOTS_PER_KILL = 4
+SPARE_SECONDS = 0.2
 
 
 class Kill(NamedTuple):
@@ -45,6 +47,13 @@ def quota(kills: int) -> int:
 def pace_for(kills: int, steps: int) -> Every:
     """A pace that gives every kill some snapshots of its own."""
     return Every(max(1, steps // (SNAPSHOTS_PER_KILL * kills)), None)
+
+
+def reach(kills: int, steps: int, step_seconds: float) -> int:
+    """The step before which the last kill is to come, somewhat before the end: where steps take
+    next to no time, a kill that was drawn for the very last ones would find the run ended."""
+    spare = min(steps // 10, math.ceil(SPARE_SECONDS / max(step_seconds, 1e-6)))
+    return min(steps, max(steps - spare, kills + 1))
 
 
 def draw(kills: int, seed: int, steps: int, every: Every) -> tuple[Kill, ...]:

@@ -22,6 +22,7 @@ from walrecover.rundir import RunDir
 from walrecover.state import RunState, StreamKey
 
 CHUNK_BYTES = 1 << 20
+MORE = ("ranges", "samples", "batch", "state", "grad_norm")
 
 
 class Unfinished(WalrecoverError):
@@ -104,6 +105,7 @@ def _executions(run: RunDir) -> dict[StreamKey, dict[int, Facts]]:
                 rng=event.rng,
                 scalars=event.scalars,
                 opening=not steps,
+                more={name: value for name in MORE if (value := getattr(event, name))},
             )
         elif isinstance(event, ScalarsArrived) and event.step in steps:
             before = steps[event.step]

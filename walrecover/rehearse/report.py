@@ -110,11 +110,9 @@ def describe_strike(strike: Strike, number: int, kills: int) -> str:
     )
 
 
-def describe_flow(flow: Flow | None, dead: bool) -> str:
-    if flow is None and dead:
-        return "  → it did not train again"
+def describe_flow(flow: Flow | None) -> str:
     if flow is None:
-        return "  → the script went on without it"
+        return "  → no attempt trained after it: the script went on without it, or gave up"
     seen = f"seen after {duration(flow.seen)} → " if flow.seen is not None else ""
     base = f"resumed after step {flow.base}" if flow.base else "started from the beginning"
     again = f" ({flow.again} steps done again)" if flow.again else ""
@@ -129,7 +127,7 @@ def duration(seconds: float) -> str:
 
 
 def describe_difference(difference: Difference) -> str:
-    where = "" if difference.rank == 0 else f" on rank {difference.rank}"
+    where = "" if difference.rank == 0 else f", on rank {difference.rank}"
     values = f"{difference.calm} in the undisturbed run, {difference.killed} in the killed one"
     if difference.again:
         values = f"{difference.calm} the first time, {difference.killed} when it was done again"

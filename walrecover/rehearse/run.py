@@ -18,9 +18,9 @@ from walrecover.errors import BadInput, WalrecoverError
 from walrecover.pace import Every
 from walrecover.rehearse import readout, report
 from walrecover.rehearse.compare import Difference, compare, weights_digest
-from walrecover.rehearse.flow import recovery_of
+from walrecover.rehearse.flow import Flows
 from walrecover.rehearse.kill import Killer, Strike
-from walrecover.rehearse.plan import Kill, aim_of, draw, pace_for, shortcomings
+from walrecover.rehearse.plan import Kill, aim_of, draw, pace_for, reach, shortcomings
 from walrecover.rehearse.readout import Timing, Unfinished
 from walrecover.rehearse.report import Progressing, Result
 from walrecover.rehearse.scan import scan, written_by_both
@@ -90,7 +90,6 @@ class _Rehearsal:
         self.asked, self.every = asked, every
         self.scratch, self.progress = scratch, progress
         self.strikes: list[Strike] = []
-        self.pending: Strike | None = None
 
     def perform(self, began: float) -> Result:
         here = Path.cwd()
@@ -99,7 +98,9 @@ class _Rehearsal:
         between = scan(here, self.scratch.path)
         timing = readout.timing(calm)
         every = self.asked or pace_for(self.kills, timing.steps)
-        plan = draw(self.kills, self.seed, timing.steps, every)
+        plan = draw(
+            self.kills, self.seed, reach(self.kills, timing.steps, timing.step_seconds), every
+        )
         killed, problems = self._under_kills(plan, timing, every)
         landed = sum(strike.landed for strike in self.strikes)
         inside = sum(strike.inside for strike in self.strikes)
@@ -168,16 +169,12 @@ class _Rehearsal:
         performance = Performance(
             self.command, scratch.killed, scratch.killed_log, every=text, max_restarts=RESTARTS
         )
-        killer = Killer(
-            performance,
-            timing,
-            on_step=self.progress.step,
-            on_lull=lambda: self._say_flow(performance.run),
-        )
+        flows = Flows(performance.run, lambda flow: self.progress.line(report.describe_flow(flow)))
+        killer = Killer(performance, timing, on_step=self.progress.step, on_lull=flows.look)
         with performance, closing(killer):
-            self._strike_all(killer, plan, performance.run)
+            self._strike_all(killer, plan, flows)
             code = killer.follow()
-        self._say_flow(performance.run, last=True, dead=code != 0)
+        flows.settle()
         self.progress.done(timing.steps)
         if code:
             return performance.run, [
@@ -186,34 +183,19 @@ class _Rehearsal:
             ]
         return performance.run, []
 
-    def _strike_all(self, killer: Killer, plan: Sequence[Kill], run: RunDir) -> None:
+    def _strike_all(self, killer: Killer, plan: Sequence[Kill], flows: Flows) -> None:
         landed = inside = after = 0
         while landed < len(plan):
             strike = killer.strike(aim_of(plan, landed, inside), after)
             if strike is None:
                 return
-            before = self.pending
-            # The same attempt still: the kill before did not end it.
-            survived = before is not None and before.attempt == strike.attempt
-            self._say_flow(run, last=True, survived=survived)
+            flows.expect(strike)
             self.strikes.append(strike)
             after = strike.step
             landed += strike.landed
             inside += strike.inside
             number = landed if strike.landed else landed + 1
             self.progress.line(report.describe_strike(strike, number, len(plan)))
-            self.pending = strike
-
-    def _say_flow(
-        self, run: RunDir, last: bool = False, survived: bool = False, dead: bool = False
-    ) -> None:
-        """Say what came of the newest kill, once the journals tell; `last`: no more can come."""
-        if self.pending is None:
-            return
-        flow = None if survived else recovery_of(run, self.pending)
-        if flow is not None or last:
-            self.progress.line(report.describe_flow(flow, dead))
-            self.pending = None
 
     # -- the comparison -------------------------------------------------------------------------
 

@@ -1,35 +1,46 @@
 """Resumable loops: where training stands in its data, and how it gets back there.
 
-Owns the stack of active loops and the boundary's timing; what happens at a boundary is `run`'s.
-A position is a list of `Place`s, outermost first: how many items each loop had handed out, and the
-random state its iteration and its current item began with, so that on resume every prologue
-repeats as it was (DESIGN: restore order).
+Owns the stack of active loops and the boundary's timing; what happens at a boundary is `run`'s,
+what a loop reads is `sources`'. A position is a list of `Place`s, outermost first: how many items
+each loop had handed out, and the random state its iteration and its current item began with, so
+that on resume every prologue repeats as it was (DESIGN: restore order).
 """
 
 from __future__ import annotations
 
-import collections
 import sys
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import islice
+from collections.abc import Iterator, Sequence
+from types import CodeType, FrameType
 from typing import Any, Protocol
 
 import msgspec
 
-from walrecover.errors import BadInput, Corrupt, NotRestored
-from walrecover.torch_adapter import loaders, rng
+from walrecover.errors import BadInput, NotRestored
+from walrecover.session import sources
+from walrecover.session.sources import Known, Source, shortest
+from walrecover.torch_adapter import rng
+
+
+BEHIND = -1  # the level of steps behind a loop that had ended
 
 
 class Place(msgspec.Struct):
-    """One loop of a position. `done`: for each finished loop inside its current item, whether
-    steps were made there. `broken`: left by break, then finished at that length."""
+    """One loop of a position.
+
+    `begin`, `before`, `item`: the random state as the loop began, before its current item was
+    fetched, and after. `done`: for each finished loop inside its current item, whether steps were
+    made there; `direct`: how many were made in between. `broken`: left by break, then finished at
+    that length.
+    """
 
     ordinal: int
     consumed: int
     begin: dict[str, Any]
+    before: dict[str, Any]
     item: dict[str, Any]
     done: list[bool]
+    direct: int = 0
     length: int | None = None
     broken: bool = False
     sources: list[Any] = []
@@ -37,10 +48,15 @@ class Place(msgspec.Struct):
 
 class Position(msgspec.Struct):
     """`places` outermost first, the last one being the loop whose next item was asked for.
-    `done`: as in Place, for loops that stood at the top level before."""
+    `done` and `direct`: as in Place, at the top level; `behind`: how many steps were made since
+    the only place, a loop that has ended. `generators`: loaders' own, those that no place reads
+    included."""
 
     places: list[Place] = []
     done: list[bool] = []
+    direct: int = 0
+    behind: int = 0
+    generators: list[Any] = []
 
 
 class Host(Protocol):
@@ -58,41 +74,39 @@ class Frame:
 
     def __init__(self, ordinal: int, iterables: Sequence[Any]) -> None:
         self.ordinal = ordinal
-        self.iterables = iterables
+        self.sources = [Source(value) for value in iterables]
+        self.length = shortest(iterables)
         self.consumed = 0
         self.begin = rng.capture()
-        self.item: dict[str, Any] = self.begin
+        self.before = self.item = self.begin
         self.done: list[bool] = []
+        self.direct = 0
         self.stepped = False
-        self.length = _shortest(iterables)
-        self.iterators: list[Iterator[Any]] = []
         self.resumed_inside = False
-        self.generators: list[list[bytes]] = []
+        self.guard = ReadAhead()
 
-    def place(self, broken: bool = False) -> Place:
+    def place(self, *, inside: bool = False, broken: bool = False) -> Place:
         return Place(
             ordinal=self.ordinal,
             consumed=self.consumed,
             begin=self.begin,
+            before=self.before,
             item=self.item,
             done=list(self.done),
+            direct=self.direct,
             length=self.length,
             broken=broken,
-            sources=[
-                _source_state(value, begun)
-                for value, begun in zip(self.iterables, self.generators, strict=True)
-            ],
+            sources=[source.state(inside=inside) for source in self.sources],
         )
 
-
-def _shortest(iterables: Sequence[Any]) -> int | None:
-    lengths = []
-    for value in iterables:
-        try:
-            lengths.append(len(value))
-        except TypeError:
-            continue
-    return min(lengths, default=None)
+    def fetch(self) -> list[Any]:
+        """The next item of every source. Raises StopIteration."""
+        items: list[Any] = []
+        for source in self.sources:
+            if items and self.consumed == 0 and source.first is None:
+                source.first = rng.capture()
+            items.append(source.next())
+        return items
 
 
 class Loops:
@@ -102,6 +116,9 @@ class Loops:
         self.host = host
         self.stack: list[Frame] = []
         self.done: list[bool] = []
+        self.direct = 0
+        self.behind = 0
+        self.replays: dict[int, int] = {}
         self.children = [0]
         self.pending: Position | None = None
         self.stepped_in: Frame | None = None
@@ -109,88 +126,147 @@ class Loops:
         self.thread = threading.get_ident()
         self.last_top: Place | None = None
         self.done_before_top: list[bool] = []
+        self.known = Known()
         self.opaque: list[str] = []
 
     def begin_resume(self, position: Position) -> None:
         """Loops that start from now on continue where `position` says."""
         self.pending = position if position.places else None
         self.done = list(position.done)
+        self.direct = position.direct
+        self.replays = {n: place.direct for n, place in enumerate(position.places[:-1], 1)}
+        self.replays |= {0: position.direct, BEHIND: position.behind}
+        self.known.keep(position.generators)
 
     # -- what the run asks ------------------------------------------------------------------
 
     def position(self) -> Position:
         """Where training stands, at a boundary."""
         if not self.stack and self.last_top is not None:
-            return Position([self.last_top], self.done_before_top)
-        return Position([frame.place() for frame in self.stack], list(self.done))
+            return Position(
+                [self.last_top],
+                self.done_before_top,
+                self.direct - self.behind,
+                self.behind,
+                self.known.tree(),
+            )
+        last = len(self.stack) - 1
+        places = [frame.place(inside=n < last) for n, frame in enumerate(self.stack)]
+        return Position(places, list(self.done), self.direct, 0, self.known.tree())
 
     def end_position(self) -> Position:
         """Where training stands when `finish` is called in the middle of a loop, or after it."""
         if self.stack:
-            return Position([self.stack[0].place(broken=True)], list(self.done))
+            place = self.stack[0].place(broken=True)
+            return Position([place], list(self.done), self.direct, 0, self.known.tree())
         return self.position()
 
     def indices(self) -> tuple[int, ...]:
         return tuple(frame.consumed for frame in self.stack)
 
-    def step_made(self) -> None:
+    def step_made(self) -> bool:
         """`run.step` was called: the boundary is when the loop it stands in asks for its next
-        item. Raises NotRestored where the snapshot lies in a loop that was not entered."""
+        item. False where it is a step before the snapshot that the script goes through again on
+        its way to the loop in which the snapshot was taken.
+
+        Raises NotRestored where that loop was not entered, BadInput where something reads ahead.
+        """
+        if self._is_replay():
+            return False
         if self.pending is not None:
             raise NotRestored(
                 "run.step() was called before the loop that the snapshot was taken in: keep the "
                 "loops of the script as they were, or start over with WALRECOVER_RESUME=never"
             )
         if threading.get_ident() != self.thread and self.stack:
-            raise BadInput("run.step() was called in another thread than run.loop()")
-        self.step_waiting = True
+            raise BadInput(
+                "run.step() was called in another thread than run.loop(): something reads ahead "
+                "in a thread. Let run.loop() be the outermost reader, run.loop(prefetch(…))"
+            )
         self.stepped_in = self.stack[-1] if self.stack else None
+        if self.stepped_in is not None:
+            self.stepped_in.guard.stepped(sys._getframe(1))
+            self.stepped_in.direct += 1
+        else:
+            self.direct += 1
+            self.behind += 1
+        self.step_waiting = True
         for frame in self.stack:
             frame.stepped = True
+        return True
+
+    def _is_replay(self) -> bool:
+        level = len(self.stack)
+        if self.pending is None:
+            level = BEHIND
+            if self.stack or not self.replays.get(BEHIND):
+                return False
+        elif not all(frame.resumed_inside for frame in self.stack) or not self.replays.get(level):
+            return False
+        self.replays[level] -= 1
+        if level == BEHIND and not self.replays[level]:
+            self.host.restore_again()
+        return True
+
+    def step_is_boundary(self) -> bool:
+        """Whether a step was made in a loop of the script's own.
+
+        Behind a finished `run.loop` it is not: resuming runs the code there again, so the state
+        in its middle cannot be come back to. Its boundary is the next loop's first request.
+        """
+        return not self.stack and self.last_top is None
 
     # -- what the iterators ask -------------------------------------------------------------
 
     def enter(self, iterables: Sequence[Any]) -> tuple[Frame, str]:
         """Open a loop. Returns its frame and "new", "resumed" or "skipped"."""
+        if not self.stack:
+            self.thread = threading.get_ident()
+        self._require_thread()
         ordinal = self.children[-1]
         self.children[-1] += 1
         depth = len(self.stack)
-        pending = self.pending
         frame = Frame(ordinal, iterables)
-        how = "new"
-        if pending is not None and depth <= len(pending.places) - 1 and self._matched(depth):
-            place = pending.places[depth]
-            done = pending.places[depth - 1].done if depth else pending.done
-            if ordinal < place.ordinal:
-                how = "skipped" if ordinal < len(done) and done[ordinal] else "new"
-            elif ordinal == place.ordinal:
-                how = "resumed"
-                self._resume(frame, place, depth)
-            else:
-                raise NotRestored(self._lost(depth))
-        elif pending is None and depth == 0 and ordinal < len(self.done):
-            how = "skipped" if self.done[ordinal] else "new"
+        how = self._how(ordinal, depth)
+        self.known.meet((*(f.ordinal for f in self.stack), ordinal), frame.sources)
         if how == "skipped":
             self._mark_done(ordinal, True)
             return frame, how
+        if how == "resumed":
+            assert self.pending is not None
+            self._resume(frame, self.pending.places[depth], depth)
+        else:
+            for source in frame.sources:
+                source.begin()
         self.stack.append(frame)
         self.children.append(0)
-        if how == "new":
-            frame.generators = [_generator_states(value) for value in iterables]
-            frame.iterators = [iter(value) for value in iterables]
-        elif pending is not None and depth == len(pending.places) - 1:
+        if how == "resumed" and not frame.resumed_inside:
             self.pending = None
             self.host.restore_again()
+        elif how == "new" and depth == 0:
+            self.replays[BEHIND] = 0
         return frame, how
+
+    def _how(self, ordinal: int, depth: int) -> str:
+        pending = self.pending
+        if pending is None:
+            done = self.done if depth == 0 else []
+            return "skipped" if ordinal < len(done) and done[ordinal] else "new"
+        if depth >= len(pending.places) or not all(f.resumed_inside for f in self.stack):
+            return "new"
+        place = pending.places[depth]
+        if ordinal == place.ordinal:
+            return "resumed"
+        if ordinal > place.ordinal:
+            raise NotRestored(self._lost(depth))
+        done = pending.places[depth - 1].done if depth else pending.done
+        return "skipped" if ordinal < len(done) and done[ordinal] else "new"
 
     def _mark_done(self, ordinal: int, stepped: bool) -> None:
         done = self.stack[-1].done if self.stack else self.done
         while len(done) <= ordinal:
             done.append(False)
         done[ordinal] = done[ordinal] or stepped
-
-    def _matched(self, depth: int) -> bool:
-        return all(frame.resumed_inside for frame in self.stack[:depth])
 
     def _lost(self, depth: int) -> str:
         return (
@@ -203,42 +279,31 @@ class Loops:
         """Bring the loop to its place; the caller restores the objects and the RNG after it."""
         assert self.pending is not None
         innermost = depth == len(self.pending.places) - 1
-        if len(place.sources) != len(frame.iterables):
+        if len(place.sources) != len(frame.sources):
             raise NotRestored(
                 f"the loop went over {len(place.sources)} iterables, and goes over "
-                f"{len(frame.iterables)} now"
+                f"{len(frame.sources)} now"
             )
         rng.restore(place.begin)
-        frame.begin = place.begin
-        frame.item = place.item
+        frame.begin, frame.before, frame.item = place.begin, place.before, place.item
         frame.done = list(place.done) if innermost else []
+        frame.direct = place.direct
         frame.stepped = True
-        if place.broken:
-            grown = (
-                frame.length is not None
-                and place.length is not None
-                and frame.length > place.length
+        frame.resumed_inside = not innermost
+        if place.broken and not _longer(frame.length, place.length):
+            frame.consumed = place.consumed
+            return  # its sources stay empty
+        if frame.length is not None and frame.length < place.consumed and (depth or not innermost):
+            raise NotRestored(
+                f"the loop had handed out {place.consumed} items when the snapshot was taken, and "
+                f"has {frame.length} now: give it what it went over, or start over with "
+                f"WALRECOVER_RESUME=never"
             )
-            if not grown:
-                frame.consumed = place.consumed
-                frame.generators = [[] for _ in frame.iterables]
-                frame.iterators = [iter(()) for _ in frame.iterables]
-                return
-        skip = place.consumed if innermost else place.consumed - 1
-        for value, state in zip(frame.iterables, place.sources, strict=True):
-            frame.generators.append([bytes(b) for b in state.get("generators", [])])
-            iterator, opaque = _advanced(value, skip, state)
-            frame.iterators.append(iterator)
-            if opaque and skip:
-                self.opaque.append(
-                    f"{type(value).__name__} was read again from its beginning ({skip} items)"
-                )
-        frame.consumed = skip
+        frame.consumed = place.consumed if innermost else place.consumed - 1
+        self.opaque += sources.resume(frame.sources, place.sources, frame.consumed)
         if innermost:
-            for value, state in zip(frame.iterables, place.sources, strict=True):
-                _set_generators(value, state.get("generators_now", []))
-        else:
-            frame.resumed_inside = True
+            for source, kept in zip(frame.sources, place.sources, strict=True):
+                source.set_generators_now(kept)
 
     def next_item(self, frame: Frame) -> Any:
         """The next item of a loop: first the boundary, where one is due, then the fetch."""
@@ -248,18 +313,23 @@ class Loops:
         ):
             self.step_waiting = False
             self.host.boundary()
-        resumed = frame.resumed_inside
-        if resumed and self.pending is None:
-            frame.resumed_inside = resumed = False
+        resumed = frame.resumed_inside and self.pending is not None
+        frame.resumed_inside = resumed
         if resumed and frame.consumed >= self._pending_place(frame).consumed:
             raise NotRestored(self._lost(self.stack.index(frame) + 1))
-        items = [next(iterator) for iterator in frame.iterators]
+        if resumed:
+            rng.restore(frame.before)
+        else:
+            frame.before = rng.capture()
+        items = frame.fetch()
         frame.consumed += 1
         frame.done = []
         self.children[-1] = 0
+        self.replays[BEHIND] = 0
         if resumed:
             rng.restore(frame.item)
         else:
+            frame.direct = 0
             frame.item = rng.capture()
         return items[0] if len(items) == 1 else tuple(items)
 
@@ -267,12 +337,15 @@ class Loops:
         assert self.pending is not None
         return self.pending.places[self.stack.index(frame)]
 
-    def _require_active(self, frame: Frame) -> None:
+    def _require_thread(self) -> None:
         if threading.get_ident() != self.thread:
             raise BadInput(
                 "something reads ahead of run.loop() in another thread, so that its position is "
                 "not the training's: let run.loop() be the outermost reader, run.loop(prefetch(…))"
             )
+
+    def _require_active(self, frame: Frame) -> None:
+        self._require_thread()
         if frame not in self.stack:
             raise BadInput("two run.loop() were read at once: give both to one, run.loop(a, b)")
         while self.stack[-1] is not frame:  # left by break while somebody held its iterator
@@ -286,8 +359,9 @@ class Loops:
             last = self.stack.pop()
             self.children.pop()
             if not self.stack and last.stepped:
-                self.last_top = last.place(broken)
+                self.last_top = last.place(broken=broken)
                 self.done_before_top = list(self.done)
+                self.behind = 0
             self._mark_done(last.ordinal, last.stepped)
             if last is frame:
                 break
@@ -296,9 +370,15 @@ class Loops:
 
     def exhausted(self, frame: Frame) -> None:
         """A loop has no more items. The end of an outermost loop with steps ends the run."""
+        if frame.resumed_inside and self.pending is not None:
+            raise NotRestored(self._lost(self.stack.index(frame) + 1))
         if self.stack == [frame] and frame.stepped:
             self.host.loops_ended()
         self.leave(frame, broken=False)
+
+
+def _longer(now: int | None, then: int | None) -> bool:
+    return now is not None and then is not None and now > then
 
 
 class Loop:
@@ -310,7 +390,7 @@ class Loop:
         self._counted = counted
 
     def __len__(self) -> int:
-        length = _shortest(self._iterables)
+        length = shortest(self._iterables)
         if length is None:
             raise TypeError(f"{type(self._iterables[0]).__name__} has no length")
         return length
@@ -326,7 +406,6 @@ class LoopIterator:
         self._loops = loops
         self._counted = counted
         self._ended = True
-        self._guard = ReadAhead()
         self._frame, how = loops.enter(iterables)
         self._ended = how == "skipped"
 
@@ -337,7 +416,7 @@ class LoopIterator:
         if self._ended:
             raise StopIteration
         loops, frame = self._loops, self._frame
-        self._guard.asked(loops, frame, sys._getframe(1))
+        frame.guard.asked(sys._getframe(1))
         try:
             item = loops.next_item(frame)
         except StopIteration:
@@ -354,93 +433,45 @@ class LoopIterator:
 
 
 class ReadAhead:
-    """Notices a wrapper that fetches an item before the step of the one before is made.
+    """Notices something between a loop and its body that fetches items before they are used.
 
-    A wrapper that reads one ahead asks twice before the first step, then once for every step,
-    while one that only passes items on asks for the same number before every step. Only readers
-    that are Python frames of their own, between the loop and the code that calls `run.step`, are
-    suspected: a plain `for` may skip its first item.
+    What reads ahead asks more often before the first step than before the second, while what only
+    passes items on (tqdm), or groups them, asks as often before each. The code that asked is
+    something between where it is no longer at work when the step is made: a plain `for`, which may
+    well skip its first item, is.
     """
 
     def __init__(self) -> None:
+        self.reader: CodeType | None = None
         self.asked_since = 0
         self.first: int | None = None
         self.checked = False
 
-    def asked(self, loops: Loops, frame: Frame, caller: Any) -> None:
-        if self.checked:
-            return
-        if loops.step_waiting and loops.stepped_in is frame:
-            if self.first is None:
-                self.first = self.asked_since
-            else:
-                self.checked = True
-                is_wrapper = caller.f_code.co_flags & 0x20  # a generator between loop and body
-                known = caller.f_globals.get("__name__", "").split(".")[0] in ("tqdm", "rich")
-                if is_wrapper and not known and self.first == self.asked_since + 1:
-                    raise BadInput(
-                        f"{caller.f_code.co_qualname} in {caller.f_code.co_filename} reads ahead "
-                        f"of run.loop(): it had fetched {self.first} items before the first step and "
-                        f"{self.asked_since} before the second, so that the position is not the "
-                        f"training's. Let run.loop() be the outermost reader"
-                    )
-            self.asked_since = 0
+    def asked(self, reader: FrameType) -> None:
+        self.reader = reader.f_code
         self.asked_since += 1
 
+    def stepped(self, caller: FrameType) -> None:
+        """Raises BadInput where items were read ahead of the step."""
+        if self.checked:
+            return
+        count, self.asked_since = self.asked_since, 0
+        if self.first is None:
+            self.first = count
+            return
+        self.checked = True
+        if self.first > count and self.reader is not None and not self._at_work(caller):
+            raise BadInput(
+                f"{self.reader.co_qualname} in {self.reader.co_filename} reads ahead of "
+                f"run.loop(): it had fetched {self.first} items before the first step and {count} "
+                f"before the second, so that the position is not the training's. Let run.loop() "
+                f"be the outermost reader"
+            )
 
-# -- sources of items ---------------------------------------------------------------------------
-
-
-def _has_state(value: Any) -> bool:
-    return callable(getattr(value, "state_dict", None)) and callable(
-        getattr(value, "load_state_dict", None)
-    )
-
-
-def _generator_states(value: Any) -> list[bytes]:
-    if not loaders.is_loader(value):
-        return []
-    return [rng.generator_state(g) for g in loaders.generators(value)]
-
-
-def _set_generators(value: Any, states: Sequence[bytes]) -> None:
-    if loaders.is_loader(value):
-        for generator, state in zip(loaders.generators(value), states, strict=False):
-            rng.set_generator(generator, state)
-
-
-def _source_state(value: Any, begun: list[bytes]) -> dict[str, Any]:
-    if _has_state(value):
-        return {"state": value.state_dict()}
-    return {"generators": begun, "generators_now": _generator_states(value)} if begun else {}
-
-
-def _is_indexed(value: Any) -> bool:
-    """Arrays, tensors and datasets: they have items by number, as a sequence does."""
-    return (
-        hasattr(value, "__len__")
-        and hasattr(value, "__getitem__")
-        and not isinstance(value, Mapping)
-    )
-
-
-def _advanced(value: Any, count: int, state: dict[str, Any]) -> tuple[Iterator[Any], bool]:
-    """An iterator over what comes after `count` items, and whether they had to be read again."""
-    if "state" in state:
-        if not _has_state(value):
-            raise NotRestored(f"{type(value).__name__} has no load_state_dict, and had one")
-        value.load_state_dict(state["state"])
-        return iter(value), False
-    if loaders.is_loader(value):
-        _set_generators(value, state.get("generators", []))
-        return loaders.skip(value, count), False
-    if isinstance(value, range):
-        return iter(value[count:]), False
-    if isinstance(value, Sequence) or _is_indexed(value):
-        return (value[n] for n in range(count, len(value))), False
-    if isinstance(value, Iterable):
-        iterator = iter(value)
-        # Read now, not at the first `next`: what it draws, it must draw before the RNG is set.
-        collections.deque(islice(iterator, count), maxlen=0)
-        return iterator, True
-    raise Corrupt(f"a {type(value).__name__} cannot be iterated over")
+    def _at_work(self, caller: FrameType) -> bool:
+        frame: FrameType | None = caller
+        while frame is not None:
+            if frame.f_code is self.reader:
+                return True
+            frame = frame.f_back
+        return False

@@ -18,6 +18,7 @@ from walrecover.failpoints import failpoint
 from walrecover.rundir import RunDir
 from walrecover.session.loops import Place, Position
 from walrecover.torch_adapter import memory
+from walrecover.torch_adapter.leaves import build_inline, inline
 from walrecover.torch_adapter.objects import Stored
 
 
@@ -77,18 +78,19 @@ def read(run: RunDir, base: SnapshotRef, rank: int, world: int) -> Restored:
 
 
 def position_tree(position: Position) -> Any:
-    """The wire form of a position."""
+    """The wire form of a position. Raises Unstorable for a loader whose state cannot be kept."""
     return plain.to_tree(
         msgspec.structs.asdict(position)
         | {"places": [msgspec.structs.asdict(place) for place in position.places]},
         "position",
+        inline,
     )
 
 
 def position_from(tree: Any) -> Position:
     """The position of a wire form. Raises Corrupt."""
-    value = plain.from_tree(tree)
+    value = plain.from_tree(tree, build_inline)
     try:
-        return Position([Place(**place) for place in value["places"]], list(value["done"]))
+        return Position(**(value | {"places": [Place(**place) for place in value["places"]]}))
     except (KeyError, TypeError) as error:
         raise Corrupt(f"position: {error}") from None

@@ -65,6 +65,7 @@ class Run:
         self._code = msgspec.to_builtins(code)
         self._restored = restored
         self._step = restored.step if restored else 0
+        self._boundary_at = self._step
         self._finished_at = self._step if finished else None
         self._loops = Loops(self)
         if restored:
@@ -139,9 +140,12 @@ class Run:
         on a device is copied without waiting for it and journaled later.
         Without any active `run.loop` this is the boundary itself, and must come last.
         """
-        self._loops.step_made()
-        if self._finished_at is not None:
-            self._finished_at = None
+        waiting = self._loops.step_waiting
+        if not self._loops.step_made():
+            return
+        if waiting:
+            self._record()  # a step before this one, whose boundary has not come
+        self._finished_at = None
         self._step += 1
         for name, value in values.items():
             number = scalars.number(value)
@@ -149,7 +153,7 @@ class Run:
                 self._scalars[name] = number
             else:
                 self._late.start(self._step, name, value)
-        if not self._loops.stack:
+        if self._loops.step_is_boundary():
             self._loops.step_waiting = False
             self.boundary()
 
@@ -170,8 +174,10 @@ class Run:
 
     def restore_again(self) -> None:
         """The innermost resumed loop stands at its place: every object again, the RNG last."""
-        restored, self._restored = self._restored, None
+        restored = self._restored
         assert restored is not None
+        if not any(self._loops.replays.values()):
+            self._restored = None
         self._attached.restore(restored.stored, self._strict)
         for note in self._loops.opaque:
             self._say(note)
@@ -192,9 +198,9 @@ class Run:
         stop = self._meeting.stop
         stopping = stop is not None and step >= stop.step
         key = Key(step, False)
-        if (
-            self._wanted or stopping or is_due(step, self._meeting.paces)
-        ) and key != self._last_key:
+        due = any(is_due(n, self._meeting.paces) for n in range(self._boundary_at + 1, step + 1))
+        self._boundary_at = step
+        if (self._wanted or stopping or due) and key != self._last_key:
             self._wanted = False
             self._save(key, self._loops.position(), finished=False)
         if stopping:

@@ -1,12 +1,14 @@
-"""Putting a DataLoader to a position without loading what is skipped.
+"""Beginning a DataLoader at a position, without loading what is skipped.
 
-Owns the knowledge of torch's DataLoader. The iterator is made from a copy of the loader whose
-batch sampler skips, so that the draws from the random generators (base seed, then the sampler's
-at its first batch) are those of the uninterrupted run.
+Owns the knowledge of torch's DataLoader. Whatever the loader and its sampler draw from the random
+generators on the way to the position, they draw as in the uninterrupted run: the base seed as the
+iterator is made, the sampler's draws with its first batch and as often as it draws later.
 """
 
 from __future__ import annotations
 
+import collections
+import contextlib
 import copy
 from collections.abc import Iterator
 from itertools import islice
@@ -14,6 +16,7 @@ from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data.dataloader import _SingleProcessDataLoaderIter
 
 
 class _Skipping:
@@ -32,7 +35,11 @@ class _Skipping:
 
 def is_loader(value: Any) -> bool:
     """Whether the batches of this loader can be skipped by its sampler."""
-    return isinstance(value, DataLoader) and not isinstance(value.dataset, IterableDataset)
+    return (
+        isinstance(value, DataLoader)
+        and type(value).__iter__ is DataLoader.__iter__
+        and not isinstance(value.dataset, IterableDataset)
+    )
 
 
 def generators(loader: Any) -> list[torch.Generator]:
@@ -47,34 +54,51 @@ def generators(loader: Any) -> list[torch.Generator]:
     return found
 
 
-def skip(loader: DataLoader[Any], count: int) -> Iterator[Any]:
-    """An iterator over the batches after the first `count`.
+def begin(loader: DataLoader[Any], skip: int = 0) -> Iterator[Any]:
+    """An iterator over the batches. Loader workers are never given the first `skip`; without
+    workers the caller passes over them by `advance`, which draws what the sampler draws."""
+    if loader.num_workers == 0:
+        return iter(loader)
+    if loader.persistent_workers and (loader._iterator is None or skip):
+        return _begin_persistent(loader, skip)
+    return iter(_skipping(loader, skip) if skip else loader)
 
-    The first batch index is drawn before it returns, so that whatever the sampler draws has been
-    drawn: the caller restores the random state after this.
-    """
+
+def advance(iterator: Any, count: int) -> bool:
+    """Pass over batches of an iterator without workers. False: nothing was loaded for it."""
+    if isinstance(iterator, _SingleProcessDataLoaderIter):
+        collections.deque(islice(iterator._sampler_iter, count), maxlen=0)
+    return False
+
+
+def _skipping(loader: DataLoader[Any], skip: int) -> DataLoader[Any]:
     clone = copy.copy(loader)
     fields = vars(clone)
-    if loader.batch_sampler is not None:
-        fields["batch_sampler"] = _Skipping(loader.batch_sampler, count)
-    else:
-        fields["sampler"] = _Skipping(loader.sampler, count)
+    name = "sampler" if loader.batch_sampler is None else "batch_sampler"
+    fields[name] = _Skipping(fields[name], skip)
     fields["_iterator"] = None
-    iterator = iter(clone)
-    if loader.num_workers == 0:
-        _draw_first(iterator)
+    return clone
+
+
+def _begin_persistent(loader: DataLoader[Any], skip: int) -> Iterator[Any]:
+    """Workers that live on are given their seed once, in the epoch that starts them. A resumed run
+    starts them in another epoch: so that its generators still draw as in the uninterrupted run,
+    the seed is drawn from a copy of the generator, in both."""
+    clone = _skipping(loader, skip)
+    with _drawing_from_a_copy(clone):
+        iterator: Any = iter(clone)
+    iterator._index_sampler = loader._index_sampler
+    loader._iterator = iterator
     return iterator
 
 
-def _draw_first(iterator: Any) -> None:
-    """Draw the first index batch now; the iterator hands it out at its first `next`."""
-    indices = iterator._sampler_iter
-    missing = object()
-    first = next(indices, missing)
-
-    def again() -> Iterator[Any]:
-        if first is not missing:
-            yield first
-            yield from indices
-
-    iterator._sampler_iter = again()
+@contextlib.contextmanager
+def _drawing_from_a_copy(loader: DataLoader[Any]) -> Iterator[None]:
+    own = loader.generator
+    drawn = torch.Generator()
+    drawn.set_state(torch.get_rng_state() if own is None else own.get_state())
+    loader.generator = drawn
+    try:
+        yield
+    finally:
+        loader.generator = own

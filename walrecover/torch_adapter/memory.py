@@ -19,8 +19,11 @@ from walrecover.shards import TensorData
 def tensor_data(tensor: torch.Tensor, path: str) -> TensorData:
     """The bytes of a tensor, contiguous in host memory. Copies only what is not so already.
 
-    Raises Unstorable for tensors that have no plain storage (sparse, quantized, sharded, meta).
+    Raises Unstorable for tensors that have no plain storage (sparse, quantized, sharded, meta, or
+    of a lazy module that has not seen a batch).
     """
+    if isinstance(tensor, torch.nn.parameter.UninitializedTensorMixin):
+        raise Unstorable(f"{path} has no shape yet: let the model see a batch before attach()")
     detached = tensor.detach()
     if type(detached) not in (torch.Tensor, torch.nn.Parameter):
         if hasattr(detached, "full_tensor"):
@@ -48,6 +51,8 @@ def array_data(array: Any, path: str) -> TensorData:
 
     if array.dtype.hasobject or array.dtype.names or array.dtype.subdtype:
         raise Unstorable(f"{path} is an array of {array.dtype}, which a snapshot cannot hold")
+    if isinstance(array, np.ma.MaskedArray):
+        raise Unstorable(f"{path} is a masked array: attach its data and its mask")
     host = np.ascontiguousarray(array).reshape(array.shape)
     return TensorData(host.dtype.str, tuple(host.shape), host.ctypes.data, host.nbytes, host)
 
@@ -61,11 +66,17 @@ def empty(nbytes: int) -> tuple[torch.Tensor, memoryview]:
     return memory, memoryview(raw).cast("B")
 
 
+def dtype_of(name: Any) -> torch.dtype:
+    """Raises Corrupt for a type that torch does not have."""
+    kind = getattr(torch, str(name), None)
+    if not isinstance(kind, torch.dtype):
+        raise Corrupt(f"no tensor type {name!r} in torch {torch.__version__}")
+    return kind
+
+
 def as_tensor(memory: torch.Tensor, dtype: str, shape: tuple[int, ...]) -> torch.Tensor:
     """Stored bytes as the tensor they were. Raises Corrupt for a type that torch does not have."""
-    kind = getattr(torch, dtype, None)
-    if not isinstance(kind, torch.dtype):
-        raise Corrupt(f"no tensor type {dtype!r} in torch {torch.__version__}")
+    kind = dtype_of(dtype)
     if memory.numel() == 0:
         return torch.empty(shape, dtype=kind)
     return memory.view(kind).reshape(shape)
@@ -75,13 +86,66 @@ def as_array(memory: torch.Tensor, dtype: str, shape: tuple[int, ...]) -> Any:
     """Stored bytes as the NumPy array they were."""
     import numpy as np
 
-    try:
-        kind = np.dtype(dtype)
-    except TypeError:
-        raise Corrupt(f"no array type {dtype!r}") from None
+    array = np.empty(shape, _array_type(dtype))
+    if array.nbytes != memory.numel():
+        raise Corrupt(f"{memory.numel()} bytes for an array of {array.nbytes}")
+    ctypes.memmove(array.ctypes.data, memory.data_ptr(), array.nbytes)
+    return array
+
+
+def as_scalar(dtype: str, data: bytes) -> Any:
+    """Stored bytes as the NumPy scalar they were."""
+    import numpy as np
+
+    return np.ndarray((), _array_type(dtype), data or b"\0")[()]
+
+
+def _array_type(name: str) -> Any:
+    import numpy as np
+
+    kind = np.dtype(name)
     if kind.hasobject:
-        raise Corrupt(f"an array of {dtype!r} cannot be stored")
-    return np.frombuffer(bytes_of(memory), dtype=kind).reshape(shape).copy()
+        raise Corrupt(f"an array of {name!r} cannot be stored")
+    return kind
+
+
+def strides_of(tensor: torch.Tensor) -> list[int] | None:
+    """The strides that a copy must have for the same kernels, and so the same bits, to run on it;
+    None for a contiguous tensor. (channels_last, or a transposed parameter's state)"""
+    if tensor.is_contiguous():
+        return None
+    like = torch.empty_like(tensor, device="meta")
+    return None if like.is_contiguous() else list(like.stride())
+
+
+def with_strides(tensor: torch.Tensor, strides: list[int] | None) -> torch.Tensor:
+    """A copy of its own."""
+    if strides is None:
+        return tensor.clone()
+    if len(strides) != tensor.dim() or min(strides, default=0) < 0:
+        raise Corrupt(f"strides {strides} for a tensor of {tensor.dim()} dimensions")
+    laid_out = torch.empty_strided(tensor.shape, strides, dtype=tensor.dtype)
+    if laid_out.untyped_storage().nbytes() != tensor.numel() * tensor.element_size():
+        raise Corrupt(f"strides {strides} do not fit the shape {tuple(tensor.shape)}")
+    return laid_out.copy_(tensor)
+
+
+def owns_its_memory(value: Any) -> bool:
+    """Whether a tensor or array covers all of the memory that it lies in, and may write there. A
+    slice of a dataset does not: filling it in place would overwrite the dataset."""
+    if isinstance(value, torch.Tensor):
+        if value.is_meta or value.layout is not torch.strided:
+            return False
+        return value.untyped_storage().nbytes() == value.numel() * value.element_size()
+    base = value if value.base is None else value.base
+    return bool(value.flags.writeable and getattr(base, "nbytes", -1) == value.nbytes)
+
+
+def is_array_or_tensor(value: Any) -> bool:
+    numpy = numpy_or_none()
+    return isinstance(value, torch.Tensor) or (
+        numpy is not None and isinstance(value, numpy.ndarray)
+    )
 
 
 def bytes_of(tensor: torch.Tensor) -> bytes:

@@ -9,21 +9,21 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import random
-import re
 import types
+from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
 
 from walrecover import plain
-from walrecover.errors import Corrupt, Mismatch
+from walrecover.errors import Mismatch
 from walrecover.plain import Unstorable
 from walrecover.shards import TensorData
 from walrecover.torch_adapter import memory
+from walrecover.torch_adapter.leaves import StoredTensors, build_from, leaf_into
 
 SHOWN = 5
-_KEY = re.compile(r"\[(?:'([^']*)'|\"([^\"]*)\"|([^\]]*))\]")
 
 
 class State(NamedTuple):
@@ -38,7 +38,7 @@ class Stored(NamedTuple):
     """A state read back: the tree and its tensors as (byte tensor, dtype, shape)."""
 
     tree: dict[str, Any]
-    tensors: Mapping[str, tuple[torch.Tensor, str, tuple[int, ...]]]
+    tensors: StoredTensors
 
 
 def peel(value: Any) -> tuple[Any, bool]:
@@ -95,7 +95,7 @@ class Attached:
             kind = self.kinds[name]
             tree[name] = {
                 "kind": kind,
-                "state": plain.to_tree(_state_of(value, kind), name, _leaf_into(tensors)),
+                "state": plain.to_tree(_state_of(value, kind), name, leaf_into(tensors)),
             }
             shared |= self._replicated(name, value, set(tensors) - before)
         return State(tree, tensors, frozenset(shared))
@@ -141,7 +141,7 @@ class Attached:
         for name, value in self.objects.items():
             if name not in stored.tree:
                 continue
-            state = plain.from_tree(stored.tree[name]["state"], _build_from(stored.tensors))
+            state = plain.from_tree(stored.tree[name]["state"], build_from(stored.tensors))
             notes += _RESTORE[self.kinds[name]](value, state, name, strict)
         return notes
 
@@ -155,7 +155,7 @@ def _kind(value: Any, name: str) -> str:
         return "tensor"
     if isinstance(value, torch.Generator):
         return "torch generator"
-    if isinstance(value, random.Random):
+    if isinstance(value, random.Random) and not isinstance(value, random.SystemRandom):
         return "python generator"
     numpy = memory.numpy_or_none()
     if numpy is not None:
@@ -170,7 +170,9 @@ def _kind(value: Any, name: str) -> str:
     if isinstance(value, dict):
         return "dict"
     if isinstance(value, types.SimpleNamespace | argparse.Namespace) or (
-        dataclasses.is_dataclass(value) and not isinstance(value, type)
+        dataclasses.is_dataclass(value)
+        and hasattr(value, "__dict__")
+        and not isinstance(value, type)
     ):
         return "namespace"
     if isinstance(value, bool | int | float | str | bytes | tuple | list):
@@ -205,73 +207,6 @@ def _numpy_state(value: Any) -> Any:
     return value.get_state(legacy=False)
 
 
-def _name_of(path: str) -> str:
-    return _KEY.sub(lambda m: "." + next(g for g in m.groups() if g is not None), path)
-
-
-def _leaf_into(tensors: dict[str, TensorData]) -> plain.Leaf:
-    def leaf(value: Any, path: str) -> tuple[str, Any]:
-        if isinstance(value, torch.Tensor):
-            return "tensor", [_keep(memory.tensor_data(value, path), path), str(value.device)]
-        if isinstance(value, torch.Size):
-            return "size", list(value)
-        if isinstance(value, torch.dtype):
-            return "dtype", str(value).removeprefix("torch.")
-        if isinstance(value, torch.device):
-            return "device", str(value)
-        numpy = memory.numpy_or_none()
-        if numpy is not None:
-            if isinstance(value, numpy.ndarray):
-                return "array", _keep(memory.array_data(value, path), path)
-            if isinstance(value, numpy.generic) and not value.dtype.hasobject:
-                return "scalar", [value.dtype.str, value.tobytes()]
-        # A dict subclass of torch's own (OrderedDict with metadata) is what its items are.
-        return plain._refuse(value, path)
-
-    def _keep(data: TensorData, path: str) -> str:
-        name = base = _name_of(path)
-        count = 1
-        while name in tensors:
-            count += 1
-            name = f"{base}~{count}"
-        tensors[name] = data
-        return name
-
-    return leaf
-
-
-def _build_from(
-    tensors: Mapping[str, tuple[torch.Tensor, str, tuple[int, ...]]],
-) -> plain.Build:
-    def build(kind: str, payload: Any) -> Any:
-        if kind == "tensor":
-            stored, dtype, shape = tensors[payload[0]]
-            tensor = memory.as_tensor(stored, dtype, shape).clone()
-            return tensor.to(payload[1]) if _available(payload[1]) else tensor
-        if kind == "array":
-            return memory.as_array(*tensors[payload])
-        if kind == "size":
-            return torch.Size(payload)
-        if kind == "dtype":
-            return memory.as_tensor(torch.empty(0, dtype=torch.uint8), payload, (0,)).dtype
-        if kind == "device":
-            return torch.device(payload)
-        if kind == "scalar":
-            import numpy as np
-
-            return np.frombuffer(payload[1], dtype=np.dtype(payload[0]))[0]
-        raise Corrupt(f"plain state: nothing builds a {kind!r}")
-
-    return build
-
-
-def _available(device: str) -> bool:
-    if device == "cpu" or not device.startswith("cuda"):
-        return False
-    index = int(device.partition(":")[2] or 0)
-    return torch.cuda.is_available() and index < torch.cuda.device_count()
-
-
 def _raise_or_note(name: str, differences: list[str], strict: bool) -> list[str]:
     if differences and strict:
         more = f", and {len(differences) - SHOWN} more" if len(differences) > SHOWN else ""
@@ -300,6 +235,9 @@ def _restore_module(value: Any, state: Any, name: str, strict: bool) -> list[str
                 continue
         fitting[key] = stored
     notes = _raise_or_note(name, differences, strict)
+    # Without its versions, modules would take the state for one that an old torch wrote.
+    if isinstance(fitting, OrderedDict) and hasattr(own, "_metadata"):
+        fitting._metadata = own._metadata  # type: ignore[attr-defined]
     value.load_state_dict(fitting, strict=False)
     return notes
 
@@ -327,11 +265,17 @@ def _restore_optimizer(value: Any, state: Any, name: str, strict: bool) -> list[
     for number, parameter in zip(numbers, parameters, strict=True):
         mine = value.state.get(parameter, {})
         for key, stored in state["state"].get(number, {}).items():
-            loaded = mine.get(key)
-            both = isinstance(stored, torch.Tensor) and isinstance(loaded, torch.Tensor)
-            if both and loaded.dtype != stored.dtype:
-                mine[key] = stored.to(loaded.device)
+            if key in mine:
+                mine[key] = _uncast(mine[key], stored)
     return []
+
+
+def _uncast(loaded: Any, stored: Any) -> Any:
+    if isinstance(loaded, torch.Tensor) and isinstance(stored, torch.Tensor):
+        return loaded if loaded.dtype == stored.dtype else stored.to(loaded.device)
+    if isinstance(loaded, list | tuple) and type(loaded) is type(stored):
+        return type(loaded)(_uncast(*pair) for pair in zip(loaded, stored, strict=True))
+    return loaded
 
 
 def _misshapen(state: Any, numbers: list[int], parameters: list[torch.Tensor]) -> list[str]:
@@ -377,51 +321,65 @@ def _restore_array(value: Any, state: Any, name: str, strict: bool) -> list[str]
     return []
 
 
-def _restore_torch_generator(value: Any, state: Any, name: str, strict: bool) -> list[str]:
-    value.set_state(torch.frombuffer(bytearray(state), dtype=torch.uint8))
+def _restore_generator(value: Any, state: Any, name: str, strict: bool) -> list[str]:
+    try:
+        _set_generator(value, state)
+    except (ValueError, TypeError, RuntimeError, KeyError) as error:
+        return _raise_or_note(name, [f"the generator refused the state: {error}"], strict)
     return []
 
 
-def _restore_python_generator(value: Any, state: Any, name: str, strict: bool) -> list[str]:
-    value.setstate(state)
-    return []
-
-
-def _restore_numpy_generator(value: Any, state: Any, name: str, strict: bool) -> list[str]:
-    if hasattr(value, "bit_generator"):
+def _set_generator(value: Any, state: Any) -> None:
+    if isinstance(value, torch.Generator):
+        value.set_state(torch.frombuffer(bytearray(state), dtype=torch.uint8))
+    elif isinstance(value, random.Random):
+        value.setstate(state)
+    elif hasattr(value, "bit_generator"):
         value.bit_generator.state = state
     else:
         value.set_state(state)
-    return []
 
 
 def _restore_dict(value: dict[Any, Any], state: Any, name: str, strict: bool) -> list[str]:
-    for key in [key for key in value if key not in state]:
-        del value[key]
-    for key, stored in state.items():
-        value[key] = _merged(value.get(key), stored)
+    merged = {key: _merged(value.get(key), state[key], f"{name}[{key!r}]") for key in state}
+    value.clear()  # so that the keys stand in the order in which they were stored
+    value.update(merged)
     return []
 
 
-def _merged(mine: Any, stored: Any) -> Any:
-    """The stored value; a tensor, array or dict that fits is filled in place."""
+def _merged(mine: Any, stored: Any, path: str) -> Any:
+    """The stored value; a tensor, array or container that fits is filled in place, since the
+    script may know it by another name."""
     if isinstance(mine, torch.Tensor) and isinstance(stored, torch.Tensor):
-        if mine.shape == stored.shape and mine.dtype == stored.dtype:
+        fits = mine.shape == stored.shape and mine.dtype == stored.dtype
+        if mine.requires_grad and not fits:
+            raise Mismatch(f"{path} is {_shape(mine)} here and {_shape(stored)} in the snapshot")
+        if fits and (mine.requires_grad or memory.owns_its_memory(mine)):
             with torch.no_grad():
-                return mine.copy_(stored)
-    elif isinstance(mine, dict) and isinstance(stored, dict):
-        _restore_dict(mine, stored, "", True)
+                mine.copy_(stored)
+            return mine
+    elif type(mine) is not type(stored):
+        return stored
+    elif isinstance(mine, dict):
+        _restore_dict(mine, stored, path, True)
         return mine
-    elif _is_same_array(mine, stored):
-        mine[...] = stored
+    elif isinstance(mine, list):
+        mine[:] = stored
         return mine
+    elif isinstance(mine, set):
+        mine.clear()
+        mine.update(stored)
+        return mine
+    elif isinstance(mine, deque) and mine.maxlen == stored.maxlen:
+        mine.clear()
+        mine.extend(stored)
+        return mine
+    elif memory.is_array_or_tensor(mine):
+        fits = mine.shape == stored.shape and mine.dtype == stored.dtype
+        if fits and memory.owns_its_memory(mine):
+            mine[...] = stored
+            return mine
     return stored
-
-
-def _is_same_array(mine: Any, stored: Any) -> bool:
-    if not hasattr(mine, "dtype") or type(mine) is not type(stored) or not mine.shape:
-        return False
-    return bool(mine.shape == stored.shape and mine.dtype == stored.dtype)
 
 
 def _restore_namespace(value: Any, state: Any, name: str, strict: bool) -> list[str]:
@@ -434,9 +392,9 @@ _RESTORE: dict[str, Callable[[Any, Any, str, bool], list[str]]] = {
     "stateful": _restore_stateful,
     "tensor": _restore_tensor,
     "array": _restore_array,
-    "torch generator": _restore_torch_generator,
-    "python generator": _restore_python_generator,
-    "numpy generator": _restore_numpy_generator,
+    "torch generator": _restore_generator,
+    "python generator": _restore_generator,
+    "numpy generator": _restore_generator,
     "dict": _restore_dict,
     "namespace": _restore_namespace,
 }

@@ -96,9 +96,7 @@ def curriculum() -> None:
     model, optimizer, _ = training()
     scheduler = ReduceLROnPlateau(optimizer, patience=0)
     course = SimpleNamespace(stage=0)
-    run = walrecover.attach(
-        model=model, optimizer=optimizer, scheduler=scheduler, course=course
-    )
+    run = walrecover.attach(model=model, optimizer=optimizer, scheduler=scheduler, course=course)
     dataset = samples()
     for _ in run.loop(range(3)):
         share = Subset(dataset, random.sample(range(len(dataset)), 8 + 6 * course.stage))
@@ -136,12 +134,18 @@ def accumulation() -> None:
 def gan() -> None:
     """Two optimizers are one step; sampling in train mode after it."""
     seed()
-    generator, critic = nn.Sequential(nn.Linear(3, 8), nn.BatchNorm1d(8), nn.Linear(8, 4)), network()
+    generator, critic = (
+        nn.Sequential(nn.Linear(3, 8), nn.BatchNorm1d(8), nn.Linear(8, 4)),
+        network(),
+    )
     of_generator = torch.optim.Adam(generator.parameters(), lr=0.01, betas=(0.5, 0.9))
     of_critic = torch.optim.SGD(critic.parameters(), lr=0.05)
     fixed = torch.randn(6, 3)
     run = walrecover.attach(
-        generator=generator, critic=critic, of_generator=of_generator, of_critic=of_critic,
+        generator=generator,
+        critic=critic,
+        of_generator=of_generator,
+        of_critic=of_critic,
         fixed=fixed,
     )
     for _ in run.loop(range(2)):

@@ -1,0 +1,431 @@
+"""The recovery decision: newest first, fall back, refuse; one plan; nothing else changes."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from tests.support.protocol import (
+    Launch,
+    candidates,
+    check_state,
+    entries_of,
+    files_below,
+    holder,
+    recovery_point,
+)
+from walrecover import entries as model
+from walrecover import failpoints, processes, recovery, snapshot
+from walrecover.entries import Plan, SnapshotRef
+from walrecover.errors import Corrupt, NothingToResume, RunBusy, StorageFailed
+from walrecover.failpoints import FailpointReached
+from walrecover.recovery import begin_attempt, choose
+from walrecover.rundir import RunDir
+
+PLANS = ("recovery.folded", "recovery.verified", "recovery.planned")
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunDir:
+    made = RunDir(tmp_path / ".walrecover", "a-run")
+    made.create()
+    return made
+
+
+@pytest.fixture(autouse=True)
+def disarmed() -> Iterator[None]:
+    yield
+    failpoints.arm("")
+
+
+def saved(run: RunDir, *steps: int) -> list[SnapshotRef]:
+    """One attempt that commits these steps and dies; nothing is retired."""
+    with Launch.begin(run) as launch:
+        refs = []
+        for step in steps:
+            launch.train(step - launch.step)
+            refs.append(launch.save().snapshot)
+        return refs
+
+
+def damage(run: RunDir, ref: SnapshotRef) -> None:
+    path = run.snapshots / ref.name / "rank-00001.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+
+
+def unreadable(monkeypatch: pytest.MonkeyPatch, *refs: SnapshotRef) -> None:
+    """These snapshots cannot be read for now: nothing is known of their bytes."""
+    real = snapshot.read_regular
+
+    def read(root: Path, relative: str, limit: int) -> bytes:
+        if any(relative.startswith(ref.name) for ref in refs):
+            raise OSError(errno.EIO, "Input/output error")
+        return real(root, relative, limit)
+
+    monkeypatch.setattr(snapshot, "read_regular", read)
+
+
+def begin(run: RunDir, **options: str) -> Plan:
+    return begin_attempt(run, holder(), **options).entry.plan
+
+
+# --- what is chosen -----------------------------------------------------------------------------
+
+
+def test_a_new_run_begins_at_the_beginning(run: RunDir) -> None:
+    begun = begin_attempt(run, holder())
+    assert (begun.entry.number, begun.entry.plan) == (1, Plan())
+    assert begun.line == f"run a-run: new, in {run.path}"
+    assert begin_attempt(run, holder()).line == "run a-run: attempt 2 starts from the beginning"
+
+
+def test_the_newest_is_restored(run: RunDir) -> None:
+    refs = saved(run, 2, 4, 6)
+    begun = begin_attempt(run, holder())
+    assert begun.entry.plan == Plan(base=refs[2])
+    assert begun.line == "run a-run: attempt 2 resumes after step 6"
+
+
+def test_a_damaged_one_is_passed_over_and_named(run: RunDir) -> None:
+    refs = saved(run, 2, 4, 6)
+    damage(run, refs[2])
+    begun = begin_attempt(run, holder())
+    assert begun.entry.plan.base == refs[1]
+    (rejected,) = begun.entry.plan.rejected
+    assert (rejected.step, rejected.attempt, rejected.confirmed) == (6, 1, True)
+    assert "rank-00001.safetensors: the bytes of" in rejected.reason
+    assert "step 6 was rejected: " in begun.line
+    check_state(run, refs[1])
+
+
+@pytest.mark.parametrize(
+    "harm, reason",
+    [
+        (lambda folder: shutil.rmtree(folder), "manifest.json is missing"),
+        (lambda folder: (folder / "manifest.json").write_bytes(b"{}"), "not the one"),
+        (lambda folder: (folder / "rank-00000.msgpack").unlink(), "is missing"),
+        (lambda folder: os.truncate(folder / "rank-00000.safetensors", 9), "9 bytes"),
+        (lambda folder: folder.rename(folder.with_name("x")) and folder.symlink_to("x"), "link"),
+        (lambda folder: (folder / "rank-00000.msgpack").unlink()
+            or (folder / "rank-00000.msgpack").symlink_to("rank-00001.msgpack"), "link"),
+    ],
+)  # fmt: skip
+def test_every_reason_is_given(run: RunDir, harm: Callable[[Path], object], reason: str) -> None:
+    refs = saved(run, 2, 4)
+    harm(run.snapshots / refs[1].name)
+    plan = begin(run)
+    assert plan.base == refs[0]
+    assert reason in plan.rejected[0].reason
+
+
+def test_where_nothing_verifies_it_refuses(run: RunDir) -> None:
+    refs = saved(run, 2, 4)
+    for ref in refs:
+        damage(run, ref)
+    before = entries_of(run)
+    with pytest.raises(Corrupt, match=r"no snapshot of run a-run verifies \(step 4: .*step 2: "):
+        begin(run)
+    assert entries_of(run) == before
+    assert begin(run, resume="never") == Plan(fresh=True)
+
+
+def test_a_damaged_sequence_is_refused(run: RunDir) -> None:
+    saved(run, 2, 4)
+    path = run.sequence / "00000002.json"
+    path.write_bytes(path.read_bytes().replace(b'"step": 2', b'"step": 3'))
+    with pytest.raises(Corrupt, match="sequence entry 2"):
+        begin(run)
+    path.unlink()
+    with pytest.raises(Corrupt, match="sequence entry 2 is missing"):
+        begin(run)
+
+
+def test_at_or_before_a_step(run: RunDir) -> None:
+    refs = saved(run, 2, 4, 6)
+    found = entries_of(run)
+    assert [choose(run, found, at=at).base for at in (7, 6, 5, 3, 1)] == [
+        refs[2],
+        refs[2],
+        refs[1],
+        refs[0],
+        None,
+    ]
+    assert [c.snapshot.step for c in recovery.commits_at(found, 5)] == [4, 2]
+    assert [c.snapshot.step for c in recovery.commits_at(found, None)] == [6, 4, 2]
+
+
+def test_what_is_asked_for(run: RunDir) -> None:
+    with pytest.raises(NothingToResume, match="no committed snapshot to resume from"):
+        begin(run, resume="must")
+    assert entries_of(run) == []
+    refs = saved(run, 2)
+    assert begin(run, resume="must").base == refs[0]
+    assert begin(run, resume="never") == Plan(fresh=True)
+    assert begin(run).base is None
+
+
+# --- the chain ----------------------------------------------------------------------------------
+
+
+def test_what_left_the_chain_never_returns(run: RunDir) -> None:
+    first = saved(run, 2, 4)
+    damage(run, first[1])
+    second = saved(run, 3)
+    assert candidates(run) == [second[0], first[0]]
+    shutil.copytree(
+        run.snapshots / first[0].name, run.snapshots / first[1].name, dirs_exist_ok=True
+    )
+    for ref in second:
+        damage(run, ref)
+    plan = begin(run)
+    assert plan.base == first[0]
+    assert [r.step for r in plan.rejected] == [3]
+
+
+def test_an_attempt_that_committed_nothing_changes_nothing(run: RunDir) -> None:
+    refs = saved(run, 2, 4)
+    for _ in range(3):
+        with Launch.begin(run) as launch:
+            launch.train(3)
+            launch.vote(0)
+    assert begin(run) == Plan(base=refs[1])
+
+
+def test_confirmed_damage_is_not_read_again(run: RunDir) -> None:
+    """It is off the chain; mending it later brings nothing back (rules 3 and 5)."""
+    refs = saved(run, 2, 4)
+    path = run.snapshots / refs[1].name / "rank-00001.safetensors"
+    good = path.read_bytes()
+    damage(run, refs[1])
+    assert begin(run).base == refs[0]
+    path.write_bytes(good)
+    assert begin(run) == Plan(base=refs[0])
+
+
+def test_what_could_only_not_be_read_is_tried_again(
+    run: RunDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refs = saved(run, 2, 4, 6)
+    damage(run, refs[1])
+    with monkeypatch.context() as patch:
+        unreadable(patch, refs[2])
+        for _ in range(2):
+            plan = begin(run)
+            assert plan.base == refs[0]
+            assert [r.confirmed for r in plan.rejected if r.step == 6] == [False]
+    assert begin(run) == Plan(base=refs[2])
+    assert recovery_point(run) == refs[2]
+
+
+def test_what_was_committed_since_is_not_given_up_for_a_retry(
+    run: RunDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refs = saved(run, 2, 6)
+    with monkeypatch.context() as patch:
+        unreadable(patch, refs[1])
+        since = saved(run, 3)
+    assert begin(run) == Plan(base=since[0])
+
+
+def test_what_turns_out_to_be_damaged_is_not_tried_a_third_time(
+    run: RunDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refs = saved(run, 2, 6)
+    with monkeypatch.context() as patch:
+        unreadable(patch, refs[1])
+        begin(run)
+    damage(run, refs[1])
+    assert [r.confirmed for r in begin(run).rejected] == [True]
+    assert begin(run) == Plan(base=refs[0])
+
+
+def test_where_nothing_can_be_read_it_refuses(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    refs = saved(run, 2, 4)
+    before = entries_of(run)
+    with monkeypatch.context() as patch:
+        unreadable(patch, *refs)
+        with pytest.raises(Corrupt, match=r"cannot be read: .*Input/output error"):
+            begin(run)
+    assert entries_of(run) == before
+    assert begin(run).base == refs[1]
+
+
+def test_retired_snapshots_are_not_chosen(run: RunDir) -> None:
+    with Launch.begin(run) as launch:
+        refs = []
+        for _ in range(4):
+            launch.train(1)
+            refs.append(launch.save())
+            launch.keep(refs[-1])
+    for ref in (refs[3], refs[2]):
+        shutil.rmtree(run.snapshots / ref.snapshot.name)
+    with pytest.raises(Corrupt, match="no snapshot of run a-run verifies"):
+        begin(run)
+
+
+# --- who holds the run --------------------------------------------------------------------------
+
+
+def test_a_living_holder_is_named(run: RunDir) -> None:
+    mine = processes.identity()
+    begin_attempt(run, mine)
+    before = entries_of(run)
+    with pytest.raises(RunBusy, match=f"held by pid {mine.pid} on {mine.host}, which is alive"):
+        begin_attempt(run, holder())
+    assert entries_of(run) == before
+
+
+def test_the_same_process_may_begin_again(run: RunDir) -> None:
+    for number in (1, 2):
+        assert begin_attempt(run, processes.identity()).entry.number == number
+
+
+def test_the_workers_of_one_supervisor_are_one_holder(run: RunDir) -> None:
+    mine = msgspec.structs.replace(processes.identity(), supervisor="s1")
+    begin_attempt(run, mine)
+    begin_attempt(run, msgspec.structs.replace(holder(), supervisor="s1"))
+    begin_attempt(run, mine)
+    with pytest.raises(RunBusy):
+        begin_attempt(run, msgspec.structs.replace(holder(), supervisor="s2"))
+
+
+def test_a_dead_holder_holds_nothing(run: RunDir) -> None:
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            begin_attempt(run, processes.identity())
+            code = 0
+        finally:
+            os._exit(code)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    assert begin_attempt(run, processes.identity()).entry.number == 2
+
+
+def test_another_process_with_the_holders_pid_is_not_the_holder(run: RunDir) -> None:
+    mine = processes.identity()
+    begin_attempt(run, msgspec.structs.replace(mine, started=mine.started - 1))
+    assert begin_attempt(run, mine).entry.number == 2
+
+
+# --- crashing in it -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", PLANS)
+@pytest.mark.parametrize("times", [1, 3])
+def test_crashing_in_recovery_any_number_of_times_ends_in_the_same_plan(
+    run: RunDir, name: str, times: int
+) -> None:
+    refs = saved(run, 2, 4, 6)
+    damage(run, refs[2])
+    for _ in range(times):
+        failpoints.arm(f"{name}:raise")
+        with pytest.raises(FailpointReached):
+            begin(run)
+    failpoints.arm("")
+    assert begin(run).base == refs[1]
+    assert recovery_point(run) == refs[1]
+
+
+def test_it_changes_nothing_but_the_sequence_by_one_entry(run: RunDir) -> None:
+    saved(run, 2, 4)
+    before = {path: path.read_bytes() for path in files_below(run.path)}
+    begin(run)
+    after = {path: path.read_bytes() for path in files_below(run.path)}
+    locks = {path for path in after if path.name == "lock.mdb"}
+    changed = {path for path in after if after[path] != before.get(path)} - locks
+    assert changed == {run.sequence / f"{len(entries_of(run)):08d}.json"}
+    assert before.keys() <= after.keys()
+
+
+@pytest.mark.parametrize("error", [StorageFailed("no child"), OSError(errno.EMFILE, "?")])
+def test_a_fold_that_fails_enters_nothing(
+    run: RunDir, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    saved(run, 2)
+    before = entries_of(run)
+
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(recovery, "examine_all", fail)
+    with pytest.raises(type(error)):
+        begin(run)
+    assert entries_of(run) == before
+
+
+# --- what is told -------------------------------------------------------------------------------
+
+
+def test_steps_behind_the_base_are_told(run: RunDir) -> None:
+    with Launch.begin(run) as launch:
+        launch.train(4)
+        launch.save()
+        launch.train(3)
+    begun = begin_attempt(run, holder())
+    assert (begun.event.last_step, begun.event.lost_steps) == (7, 3)
+    assert begun.line.endswith("resumes after step 4, 3 completed steps are done again")
+
+
+def test_a_finished_run_is_told(run: RunDir) -> None:
+    with Launch.begin(run) as launch:
+        launch.train(4)
+        launch.save()
+        finished = launch.save(end=True, finished=True).snapshot
+    assert begin_attempt(run, holder()).line.endswith("after step 4 (finished)")
+    damage(run, finished)
+    assert "(finished)" not in begin_attempt(run, holder()).line
+
+
+def test_damage_in_a_journal_is_named_and_changes_nothing(run: RunDir) -> None:
+    refs = saved(run, 2, 4)
+    entry = model.attempts(entries_of(run))[0]
+    path = run.stream(entry.number, entry.nonce, "rank-1") / "data.mdb"
+    os.truncate(path, 4096)
+    begun = begin_attempt(run, holder())
+    assert begun.entry.plan == Plan(base=refs[1])
+    assert any("rank-1 of attempt 1" in loss for loss in begun.event.losses)
+
+
+def test_the_fold_of_a_run(run: RunDir) -> None:
+    saved(run, 2, 4)
+    saved(run, 6)
+    state = recovery.fold_run(run)
+    assert [record.last_step for record in state.records.values()] == [4, 4, 6, 6]
+    assert [(link.attempt, last) for link, last in state.surviving()] == [(1, 4), (2, 6)]
+    assert state.superseded() == {} and not any(r.losses for r in state.records.values())
+    assert recovery.fold_run(run, ()).entries == ()
+
+
+def test_how_far_an_attempt_came(run: RunDir) -> None:
+    with Launch.begin(run) as launch:
+        launch.train(3)
+    begun = begin_attempt(run, holder())
+    assert recovery.progress(run, launch.entry) == (True, 3)
+    assert recovery.progress(run, begun.entry) == (False, 0)
+
+
+def test_a_run_directory_is_read_as_it_lies(run: RunDir) -> None:
+    """Hostile names, links and other files are nobody's streams or snapshots."""
+    refs = saved(run, 2)
+    (run.journal / "a9-link").symlink_to(run.journal)
+    (run.journal / "file").write_bytes(b"")
+    (run.snapshots / "step-00000099.a1-0").symlink_to(run.snapshots / refs[0].name)
+    os.mkfifo(run.path / "fifo")
+    assert begin(run) == Plan(base=refs[0])
+
+
+def test_a_shard_that_lies_behind_a_fifo_does_not_hang_it(run: RunDir) -> None:
+    refs = saved(run, 2, 4)
+    path = run.snapshots / refs[1].name / "manifest.json"
+    path.unlink()
+    os.mkfifo(path)
+    assert begin(run).base == refs[0]

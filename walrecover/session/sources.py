@@ -1,0 +1,193 @@
+"""What loops read from: how an iterable is begun, and how it is brought back to a position.
+
+Owns one loop's iterables, their iterators and the random generators of their own. When a loop is
+read, and what a position is made of, is `loops`'.
+"""
+
+from __future__ import annotations
+
+import collections
+import copy
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
+from typing import Any
+
+from walrecover.errors import Corrupt, NotRestored
+from walrecover.torch_adapter import loaders, rng
+from walrecover.torch_adapter.memory import is_array_or_tensor
+
+Path = tuple[int, ...]
+
+
+class Source:
+    """One iterable of a loop, being read.
+
+    `begun`: its generators' states when the loop began. `first`: the random state before its first
+    item, where other iterables of the loop are read before it. `before`: its own state
+    (`state_dict`) before the current item.
+    """
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+        self.iterator: Iterator[Any] = iter(())
+        self.generators = loaders.generators(value) if loaders.is_loader(value) else []
+        self.begun = _states(self.generators)
+        self.first: dict[str, Any] | None = None
+        self.before: Any = None
+        self.has_state = all(
+            callable(getattr(value, name, None)) for name in ("state_dict", "load_state_dict")
+        )
+
+    def begin(self) -> None:
+        self.begun = _states(self.generators)
+        self.iterator = _iterator(self.value)
+
+    def next(self) -> Any:
+        if self.has_state:
+            self.before = copy.deepcopy(self.value.state_dict())
+        return next(self.iterator)
+
+    def state(self, *, inside: bool) -> dict[str, Any]:
+        """What is kept of it. `inside`: a loop inside the current item is the one being read."""
+        kept: dict[str, Any] = {}
+        if self.has_state:
+            kept["state"] = self.before if inside else self.value.state_dict()
+        if self.generators:
+            kept |= {"generators": self.begun, "generators_now": _states(self.generators)}
+        if self.first is not None:
+            kept["first"] = self.first
+        return kept
+
+    def begin_at(self, count: int, kept: dict[str, Any]) -> Callable[[], bool]:
+        """Begin as it was begun. Returns what brings it behind `count` items and tells whether
+        they had to be read again."""
+        self.begun = [bytes(state) for state in kept.get("generators", [])]
+        self.first = kept.get("first")
+        _set(self.generators, self.begun)
+        value = self.value
+        if "state" in kept:
+            if not self.has_state:
+                raise NotRestored(f"{type(value).__name__} has no load_state_dict, and had one")
+            value.load_state_dict(kept["state"])
+            self.iterator = iter(value)
+            return lambda: False
+        if loaders.is_loader(value):
+            self.iterator = loaders.begin(value, count)
+            return lambda: loaders.advance(self.iterator, count)
+        if _has_items_by_number(value):
+            self.iterator = _by_number(value, count)
+            return lambda: False
+        if isinstance(value, Iterable):
+            self.iterator = _iterator(value)
+            return self._read_again(count)
+        raise Corrupt(f"a {type(value).__name__} cannot be iterated over")
+
+    def _read_again(self, count: int) -> Callable[[], bool]:
+        def read() -> bool:
+            collections.deque(islice(self.iterator, count), maxlen=0)
+            return count > 0
+
+        return read
+
+    def set_generators_now(self, kept: dict[str, Any]) -> None:
+        _set(self.generators, kept.get("generators_now", []))
+
+
+def resume(sources: Sequence[Source], kept: Sequence[dict[str, Any]], count: int) -> list[str]:
+    """Bring the iterables of a loop behind their first `count` items. Returns which were opaque.
+
+    The global generators stand as when the loop began, and draw as they drew then: all iterables
+    are begun first, then each draws what it draws at its first item (a sampler its seed).
+    """
+    advances = [s.begin_at(count, state) for s, state in zip(sources, kept, strict=True)]
+    notes = []
+    for source, advance in zip(sources, advances, strict=True):
+        if count and source.first is not None:
+            rng.restore(source.first)
+        if advance():
+            name = type(source.value).__name__
+            notes.append(f"{name} was read again from its beginning ({count} items)")
+    return notes
+
+
+def shortest(iterables: Sequence[Any]) -> int | None:
+    """How many items a loop over them has, where that is known."""
+    lengths = []
+    for value in iterables:
+        try:
+            lengths.append(len(value))
+        except TypeError:
+            continue
+    return min(lengths, default=None)
+
+
+class Known:
+    """Loaders' own generators, by the loop that reads them.
+
+    A loader that no active loop reads at a snapshot has its generator's state there, too: it will
+    draw from it again. In a new process that generator stands where the script put it; it is
+    recognised by the state in which it was first met, so that one which the script seeds anew for
+    every epoch keeps its seed.
+    """
+
+    def __init__(self) -> None:
+        self._met: dict[Path, list[tuple[Any, bytes]]] = {}
+        self._kept: dict[Path, list[tuple[bytes, bytes]]] = {}
+
+    def meet(self, path: Path, sources: Sequence[Source]) -> None:
+        """The loop at `path` begins, or is skipped."""
+        generators = [g for source in sources for g in source.generators]
+        if not generators:
+            return
+        before = {id(generator): first for generator, first in self._met.get(path, [])}
+        kept = self._kept.pop(path, [])
+        met = []
+        for n, generator in enumerate(generators):
+            state = rng.generator_state(generator)
+            first = before.get(id(generator), state)
+            if n < len(kept) and kept[n][0] == state:
+                first, now = kept[n]
+                rng.set_generator(generator, now)
+            met.append((generator, first))
+        self._met[path] = met
+
+    def tree(self) -> list[Any]:
+        """What is kept: for every loop its generators' first and present states."""
+        return [
+            [list(path), [[first, rng.generator_state(g)] for g, first in met]]
+            for path, met in self._met.items()
+        ] + [[list(path), [list(pair) for pair in kept]] for path, kept in self._kept.items()]
+
+    def keep(self, tree: Sequence[Any]) -> None:
+        """What was kept is given back to generators as they are met."""
+        self._kept = {
+            tuple(path): [(bytes(first), bytes(now)) for first, now in kept] for path, kept in tree
+        }
+
+
+def _states(generators: Sequence[Any]) -> list[bytes]:
+    return [rng.generator_state(generator) for generator in generators]
+
+
+def _set(generators: Sequence[Any], states: Sequence[bytes]) -> None:
+    for generator, state in zip(generators, states, strict=False):
+        rng.set_generator(generator, state)
+
+
+def _iterator(value: Any) -> Iterator[Any]:
+    return loaders.begin(value) if loaders.is_loader(value) else iter(value)
+
+
+def _has_items_by_number(value: Any) -> bool:
+    """Sequences, arrays, tensors, and datasets that are iterated over by their item numbers. What
+    has an order of its own (a mapping, a table) is not: its items may go by another name."""
+    if isinstance(value, Sequence) or is_array_or_tensor(value):
+        return True
+    numbered = hasattr(value, "__len__") and hasattr(value, "__getitem__")
+    return numbered and not hasattr(value, "__iter__")
+
+
+def _by_number(value: Any, count: int) -> Iterator[Any]:
+    if isinstance(value, range):
+        return iter(value[count:])
+    return (value[n] for n in range(count, len(value)))
