@@ -9,8 +9,11 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import secrets
+import shutil
 import stat
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,6 +23,10 @@ from walrecover.failpoints import failpoint
 
 class SyncFailed(OSError):
     """An fsync failed: what it was for may be lost, and the next one would not say so."""
+
+
+LEFTOVER_SECONDS = 3600.0
+_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8,16}")
 
 
 @contextlib.contextmanager
@@ -172,3 +179,20 @@ def read_regular(root: Path, relative: str, limit: int) -> bytes:
         if os.fstat(fd).st_size > limit:
             raise Corrupt(f"{relative} is larger than the {limit} bytes it may have")
         return file.read(limit + 1)
+
+
+def sweep(folder: Path) -> None:
+    """Remove what writers that died left under temporary names, once it is an hour old: nobody
+    takes that long from a temporary name to its own."""
+    before = time.time() - LEFTOVER_SECONDS
+    with contextlib.suppress(FileNotFoundError), os.scandir(folder) as found:
+        for entry in found:
+            if not _TEMPORARY.fullmatch(entry.name):
+                continue
+            with contextlib.suppress(FileNotFoundError):
+                if entry.stat(follow_symlinks=False).st_mtime > before:
+                    continue
+                if entry.is_dir(follow_symlinks=False):
+                    shutil.rmtree(entry.path, ignore_errors=True)
+                else:
+                    os.unlink(entry.path)

@@ -9,6 +9,9 @@ from collections.abc import Sequence
 
 import msgspec
 
+MOST_DOUBLINGS = 64
+"""Of the delay: far beyond any cap, and no overflow after that."""
+
 
 class Policy(msgspec.Struct, frozen=True):
     """`max_restarts`: restarts in a row without a new step in between. Backoff in seconds."""
@@ -84,9 +87,13 @@ def decide_restart(
     if last.steps and policy.max_restarts == 0:
         return Decision("stop", 0.0, f"{what}; --max-restarts is 0")
     if since == 0:
-        return Decision("restart", 0.0, f"{what} after {last.steps} new steps: at once")
-    delay = min(policy.cap, policy.initial * policy.factor ** (since - 1))
+        return Decision("restart", 0.0, f"{what} after {_steps(last.steps)}: at once")
+    delay = min(policy.cap, policy.initial * policy.factor ** min(since - 1, MOST_DOUBLINGS))
     delay *= 1.0 + policy.jitter * (2.0 * draw - 1.0)
     return Decision(
         "restart", delay, f"{what} without a new step ({since} in a row): in {delay:.1f} s"
     )
+
+
+def _steps(count: int) -> str:
+    return "1 new step" if count == 1 else f"{count} new steps"

@@ -18,6 +18,7 @@ from walrecover import entries as model
 from walrecover.entries import AttemptEntry, CommitEntry, Entry, Holder, Plan, Rejected, SnapshotRef
 from walrecover.errors import (
     Corrupt,
+    Fenced,
     NothingToResume,
     RunBusy,
     UnsupportedVersion,
@@ -118,8 +119,13 @@ def choose(run: RunDir, entries: Many[Entry], *, at: int | None = None) -> Verdi
     return Verdict(None, tuple(rejected))
 
 
-def begin_attempt(run: RunDir, holder: Holder, *, resume: str = "auto") -> Begun:
-    """Enter the next attempt with its plan. Raises RunBusy, NothingToResume, Corrupt,
+def begin_attempt(
+    run: RunDir, holder: Holder, *, resume: str = "auto", succeeding: bool = False
+) -> Begun:
+    """Enter the next attempt with its plan.
+
+    `succeeding`: the holder's supervisor has entered one before, so that an attempt by anybody
+    else in between is final (rule 15): Fenced. Raises RunBusy, NothingToResume, Corrupt,
     UnsupportedVersion or StorageFailed; then nothing was entered."""
     began = time.monotonic()
     sequence = Sequence(run.sequence)
@@ -127,7 +133,7 @@ def begin_attempt(run: RunDir, holder: Holder, *, resume: str = "auto") -> Begun
 
     def decide(found: list[Entry]) -> Entry:
         nonlocal state
-        require_free(run, found, holder)
+        require_free(run, found, holder, succeeding)
         state = fold_run(run, found)
         failpoint("recovery.folded")
         verdict = Verdict(None, ()) if resume == "never" else choose(run, found)
@@ -192,7 +198,9 @@ def _nothing_verifies(run: RunDir, rejected: Many[Rejected]) -> str:
     )
 
 
-def require_free(run: RunDir, entries: Many[Entry], holder: Holder) -> None:
+def require_free(
+    run: RunDir, entries: Many[Entry], holder: Holder, succeeding: bool = False
+) -> None:
     """Raises RunBusy where the newest attempt's holder lives and is not `holder`'s own.
 
     A holder whose process cannot be seen from here is alive while its lease moves.
@@ -205,6 +213,8 @@ def require_free(run: RunDir, entries: Many[Entry], holder: Holder) -> None:
     ours = bool(other.supervisor) and other.supervisor == holder.supervisor
     if same or ours:
         return
+    if succeeding:
+        raise Fenced(f"attempt {newest.number} by {other} took the run over")
     alive = is_alive(other)
     if alive is None:
         alive = lease.is_held(run.meeting(newest.number, newest.nonce))

@@ -31,6 +31,7 @@ from walrecover.files import (
     make_directory,
     read_regular,
     storage,
+    sweep,
     sync_directory,
 )
 from walrecover.manifest import Manifest, Part, TensorAt
@@ -324,3 +325,6 @@ def delete_void(run: RunDir, found: list[Entry]) -> None:
         for folder in os.scandir(run.attempts):
             if folder.name in labels - {newest.label} and folder.is_dir(follow_symlinks=False):
                 shutil.rmtree(folder.path, ignore_errors=True)
+        sweep(run.sequence)
+        for label in labels - {newest.label}:
+            sweep(run.journal / label)

@@ -24,9 +24,9 @@ from walrecover.journal import Journal, Reader
 from walrecover.journal.stream import key_of
 
 GROWTH_BOUND = 1000
+"""Bytes a step of 300-byte events may take on disk, as specs/02-journal.md states."""
 
 
-_STREAM = StreamId(1, "00000000", "rank-0")
 _FIRST = AttemptBegun(run="bench", attempt=1, nonce="00000000", writer="rank-0")
 _DIGEST = bytes(range(16))
 

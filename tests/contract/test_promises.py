@@ -168,7 +168,7 @@ def test_p3_recovery_returns_what_verifies_or_refuses(
         flip(run.snapshots / refs[place].name / "rank-00000.safetensors", 900)
     good = [ref for place, ref in enumerate(refs) if place not in damaged]
     if not good:
-        with pytest.raises(Corrupt, match="step 6: .*step 4: .*step 2: "):
+        with pytest.raises(Corrupt, match=r"step 6: .*step 4: .*step 2: "):
             recovery.begin_attempt(run, holder())
         return
     plan = recovery.begin_attempt(run, holder()).entry.plan

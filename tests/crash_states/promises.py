@@ -30,9 +30,12 @@ from walrecover.rundir import RunDir
 from walrecover.sequence import Sequence
 from walrecover.state import RunState
 
+from .rebuild import Tree
 from .workload import SIZES, WORLD, content, run_below
 
 ONE_IN = 5
+Base = SnapshotRef | None
+UNKNOWN = SnapshotRef(0, 0, "", "")
 _examine: Any = importlib.import_module("walrecover.journal.examine")
 
 
@@ -92,8 +95,8 @@ class Recovered(NamedTuple):
         return self.entry.plan.base
 
 
-def check(directory: Path, acks: tuple[str, ...]) -> str | None:
-    """What is wrong with this state, or None."""
+def check(directory: Path, acks: tuple[str, ...], *, base: Base = UNKNOWN) -> str | None:
+    """What is wrong with this state, or None. `base`: what recovery must find, where known."""
     told, run = promised(acks), run_below(directory)
     try:
         with _reading_here() as states:
@@ -104,7 +107,9 @@ def check(directory: Path, acks: tuple[str, ...]) -> str | None:
                 second = recover(run, states)
             entries = Sequence(run.sequence).read()
             _keeps_entries(told, entries, first)
-            _is_whole(run, first, entries)
+            _is_whole(run, first)
+            if base != UNKNOWN and first.base != base:
+                raise Broken(f"recovers {first.base}, and an undisturbed recovery {base}")
             _is_the_same(first, second)
             _keeps_events(run, told, first.state)
             _keeps_votes(run, told, first.state.entries)
@@ -113,6 +118,16 @@ def check(directory: Path, acks: tuple[str, ...]) -> str | None:
     except Broken as broken:
         return str(broken)
     return None
+
+
+def base_of(tree: Tree, folder: Path) -> Base:
+    """What an undisturbed recovery restores."""
+    folder.mkdir()
+    tree.write(folder)
+    run = run_below(folder)
+    with _reading_here() as states:
+        run.create()
+        return recover(run, states).base
 
 
 def recover(run: RunDir, states: list[RunState]) -> Recovered:
@@ -143,7 +158,7 @@ def _keeps_entries(told: Promised, entries: list[Entry], first: Recovered) -> No
         raise Broken(f"recovers step {reached}, and step {newest} was committed")
 
 
-def _is_whole(run: RunDir, first: Recovered, entries: list[Entry]) -> None:
+def _is_whole(run: RunDir, first: Recovered) -> None:
     """The base is what its own attempt's training had made, and nothing had to be passed over."""
     if first.event.plan.rejected or first.event.losses:
         raise Broken(f"rejected {first.event.plan.rejected}, lost {first.event.losses}")

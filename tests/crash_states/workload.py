@@ -6,7 +6,9 @@ when to act, so that every recording holds the same story:
     attempt 1   steps 1 to 8, a snapshot at every second one; two of the four are retired. Both
                 ranks vote for step 10, and rank 0 stops just before its commit becomes an entry
     attempt 2   is entered meanwhile. The old rank 0 wakes and is fenced; both old ranks end as a
-                kill would end them. Steps 9 to 12, a snapshot of 10 and one of the run's end
+                kill would end them. Steps 9 to 12, a snapshot of 10, and one of the run's end,
+                whose entry has its name when rank 0 stops before making that durable
+    attempt 3   is entered meanwhile, on top of that entry. Then rank 0 finishes
 
 Every promise is acknowledged at the moment at which it holds:
 
@@ -17,7 +19,8 @@ Every promise is acknowledged at the moment at which it holds:
     retired <manifest>                                 may be gone from here on
 
 With "early-commit" as its argument rank 0 commits each step before rank 1 has written anything,
-as a protocol without votes would; then it ends after two snapshots.
+as a protocol without votes would, and there are two snapshots. With "recover" it only enters the
+next attempt and opens its streams, over whatever a crash has left.
 """
 
 from __future__ import annotations
@@ -39,6 +42,7 @@ from walrecover import checkpoints, files, manifest, recovery, snapshot
 from walrecover import events as ev
 from walrecover.entries import AttemptEntry, SnapshotRef
 from walrecover.errors import Fenced
+from walrecover.failpoints import failpoint
 from walrecover.journal import Cursor
 from walrecover.rundir import RunDir
 from walrecover.snapshot import Capture
@@ -133,6 +137,7 @@ class Rank:
 
     def _wait_at(self, pause: str, name: str) -> None:
         if name == pause:
+            files.failpoint = failpoint
             self.pipe.send(name)
             self.pipe.recv()
 
@@ -219,10 +224,10 @@ class Attempt:
             if sync:
                 rank.ask("sync")
 
-    def save(self, step: int, end: bool = False) -> None:
+    def save(self, step: int) -> None:
         for rank in self.ranks:
-            rank.ask("vote", step, end)
-        self._settle(self.ranks[0].ask("commit", step, end))
+            rank.ask("vote", step)
+        self._settle(self.ranks[0].ask("commit", step))
 
     def save_too_early(self, step: int) -> None:
         with tempfile.TemporaryDirectory() as elsewhere:
@@ -242,7 +247,7 @@ class Attempt:
             rank.end()
 
 
-def two_attempts(run: RunDir) -> None:
+def three_attempts(run: RunDir) -> None:
     first = Attempt(run, 1)
     first.launch()
     for step in range(1, 9):
@@ -264,10 +269,22 @@ def two_attempts(run: RunDir) -> None:
         second.train(step)
         if step == 10:
             second.save(step)
-    second.save(12, end=True)
+    for rank in second.ranks:
+        rank.ask("vote", 12, True)
+    late = second.ranks[0]
+    late.ask("commit", 12, True, "sequence.entry.linked")
+    Attempt(run, 3)
+    late.tell("go on")
+    assert late.hear() is not None
     for rank in second.ranks:
         rank.ask("finish")
     second.end()
+
+
+def recover(run: RunDir) -> None:
+    attempt = Attempt(run, 1)
+    attempt.launch()
+    attempt.end()
 
 
 def early_commits(run: RunDir) -> None:
@@ -279,11 +296,14 @@ def early_commits(run: RunDir) -> None:
     attempt.end()
 
 
+_STORIES = {"run": three_attempts, "early-commit": early_commits, "recover": recover}
+
+
 def main(arguments: list[str]) -> None:
     checkpoints.WORTH_EVENTS = EVENTS_WORTH_KEEPING
     run = run_below(Path.cwd())
     run.create()
-    early_commits(run) if arguments == ["early-commit"] else two_attempts(run)
+    _STORIES[arguments[0]](run)
 
 
 if __name__ == "__main__":

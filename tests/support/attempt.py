@@ -15,6 +15,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import torch
+
 import walrecover
 from walrecover import plain, shards
 from walrecover.manifest import digest_of
@@ -54,11 +56,12 @@ def attempt(
 
         def step(self: Any, **values: Any) -> None:
             nonlocal made
-            loss = float(values.get("loss", 0.0))
-            original(self, **values)
+            loss = float(torch.as_tensor(values.get("loss", 0.0)).detach())
+            before = self.global_step
             made += 1
-            with open(log, "a") as file:
-                file.write(f"{self.global_step} {loss.hex()}\n")
+            with open(log, "a") as file:  # before the step: without a loop, it is the boundary
+                file.write(f"{before + 1} {loss.hex()}\n")
+            original(self, **values)
             hit("step")
 
         kind.step = step

@@ -280,3 +280,22 @@ def test_no_descriptor_is_left_open(root: Path) -> None:
         with suppress(Corrupt, FileNotFoundError):
             read_regular(root, name, 3)
     assert os.listdir("/proc/self/fd") == before
+
+
+def test_leftovers_of_dead_writers_go_once_they_are_old(tmp_path: Path) -> None:
+    old, young, own = (
+        tmp_path / n
+        for n in (
+            ".00000002.json.0011223344556677",
+            ".00000003.json.8899aabbccddeeff",
+            "00000001.json",
+        )
+    )
+    for path in (old, young, own):
+        path.write_text("x")
+    (tmp_path / ".rank-0.00112233").mkdir()
+    os.utime(old, (1, 1))
+    os.utime(own, (1, 1))
+    os.utime(tmp_path / ".rank-0.00112233", (1, 1))
+    files.sweep(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [young.name, own.name]

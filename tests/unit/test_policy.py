@@ -44,7 +44,7 @@ def decide(*history: Ended, policy: Policy = POLICY, draw: float = 0.5) -> Decis
             [killed(1), killed(2), killed(3), killed(4, steps=1)],
             "restart",
             0.0,
-            "1 new steps",
+            "1 new step",
             id="a-step-refills-the-budget",
         ),
         pytest.param(
@@ -159,7 +159,6 @@ def test_the_backoff_never_shrinks_without_a_step(restored: list[bool], draw: fl
     assert delays == sorted(delays)
 
 
-@pytest.mark.xfail(raises=OverflowError, reason="factor ** 1024 is no float", strict=True)
 def test_a_huge_budget_does_not_overflow() -> None:
     patient = Policy(max_restarts=10**6)
     assert decide(*map(killed, range(1, 1200)), policy=patient).delay == patient.cap

@@ -23,8 +23,9 @@ from tests.support.protocol import (
 from walrecover import entries as model
 from walrecover import failpoints, processes, recovery, snapshot
 from walrecover.entries import Plan, SnapshotRef
-from walrecover.errors import Corrupt, NothingToResume, RunBusy, StorageFailed
+from walrecover.errors import Corrupt, Fenced, NothingToResume, RunBusy, StorageFailed
 from walrecover.failpoints import FailpointReached
+from walrecover.processes import identity
 from walrecover.recovery import begin_attempt, choose
 from walrecover.rundir import RunDir
 
@@ -429,3 +430,19 @@ def test_a_shard_that_lies_behind_a_fifo_does_not_hang_it(run: RunDir) -> None:
     path.unlink()
     os.mkfifo(path)
     assert begin(run).base == refs[0]
+
+
+def test_a_supervisor_that_somebody_succeeded_is_fenced_even_if_that_one_is_dead(
+    tmp_path: Path,
+) -> None:
+    run = RunDir(tmp_path, "run")
+    run.create()
+    mine = msgspec.structs.replace(identity(), supervisor="mine")
+    recovery.begin_attempt(run, mine)
+    with pytest.raises(RunBusy):  # alive: not even the first time
+        recovery.begin_attempt(run, holder())
+    recovery.begin_attempt(run, msgspec.structs.replace(holder(), supervisor="mine"))
+    recovery.begin_attempt(run, holder(2))
+    with pytest.raises(Fenced, match="took the run over"):
+        recovery.begin_attempt(run, mine, succeeding=True)
+    assert recovery.begin_attempt(run, mine).entry.number == 4

@@ -64,7 +64,7 @@ def _attempt(state: RunState, entry: AttemptEntry) -> dict[str, Any]:
     exited = supervisor.exited[-1] if supervisor.exited else None
     decided = supervisor.decided[-1] if supervisor.decided else None
     resumed = next((record.resumed for record in ranks if record.resumed), None)
-    planned = supervisor.planned
+    planned = next((r.planned for r in [supervisor, *ranks] if r.planned), None)
     return {
         "attempt": entry.number,
         "began": entry.at,

@@ -72,61 +72,57 @@ def attach(
     _watch(chosen)
     run = RunDir(chosen.root, chosen.name, chosen.journal)
     gathering = Ranks(ranks)
-    begun, error = None, ""
-    if ranks.rank == 0:
+    entry, planned = _agreed_attempt(run, chosen, gathering)
+    made = _begin(run, chosen, entry, planned, gathering, attached, strict, began)
+    _current.append(made)
+    return made
+
+
+def _agreed_attempt(
+    run: RunDir, chosen: Settings, gathering: Ranks
+) -> tuple[AttemptEntry, ev.RecoveryPlanned | None]:
+    """The attempt of all ranks: rank 0 finds or enters it, the others hear of it."""
+    found: tuple[AttemptEntry, ev.RecoveryPlanned | None] | None = None
+    label = None
+    if gathering.ranks.rank == 0:
         try:
-            begun = _attempt(run, chosen)
+            found = _attempt(run, chosen)
         except (WalrecoverError, OSError) as problem:
-            if ranks.size == 1:
-                raise
-            begun, error = None, f"!{problem}"
-            gathering.share("attempt", error)
+            gathering.share("attempt", f"!{problem}")  # so that nobody waits for it
             raise
-    label = gathering.share("attempt", begun.label if begun else None)
+        label = found[0].label
+    label = gathering.share("attempt", label)
     if label.startswith("!"):
         raise WalrecoverError(f"rank 0 could not begin an attempt: {label[1:]}")
-    entry = begun or _entry_of(run, label)
     gathering.gather("came")
-    return _begin(run, chosen, entry, ranks, attached, gathering, strict, began)
+    return found or (_entry_of(run, label), None)
 
 
 def _begin(
     run: RunDir,
     chosen: Settings,
     entry: AttemptEntry,
-    ranks: World,
-    attached: Attached,
+    planned: ev.RecoveryPlanned | None,
     gathering: Ranks,
+    attached: Attached,
     strict: bool,
     began: float,
 ) -> Run:
+    """Open this rank's stream, restore the plan's base, and wait until every rank has."""
+    ranks = gathering.ranks
     meeting = Meeting(run.meeting(entry.number, entry.nonce), ranks.rank, ranks.size)
     beat = Beat(meeting.folder, ranks.rank)
     version = code.current(ranks.size)
-    writer = f"rank-{ranks.rank}"
-    holder = identity()
-    journal = Journal.create(
-        run.stream(entry.number, entry.nonce, writer),
-        attempt=entry.number,
-        first=ev.AttemptBegun(
-            at=time.time(),
-            run=run.name,
-            attempt=entry.number,
-            nonce=entry.nonce,
-            writer=writer,
-            rank=ranks.rank,
-            world=ranks.size,
-            host=holder.host,
-            pid=holder.pid,
-            code=version,
-        ),
-    )
+    journal = _open_stream(run, entry, ranks, version)
+    if planned is not None:
+        journal.append(planned)
     beat.say("restoring")
     restored: Restored | None = None
-    if entry.plan.base is not None:
+    base = entry.plan.base
+    if base is not None:
         try:
-            restored = restoring.read(run, entry.plan.base, ranks.rank, ranks.size)
-            _compare(journal, restored, version, chosen)
+            restored = restoring.read(run, base, ranks.rank, ranks.size)
+            _compare(journal, restored, version, chosen, ranks)
             notes = attached.check(restored.stored, strict)
             notes += attached.restore(restored.stored, strict)
             rng.restore(restored.rng)
@@ -137,15 +133,11 @@ def _begin(
         for note in notes:
             print(f"walrecover: not restored: {note}", file=sys.stderr)
         failpoint("restore.applied")
-        step = restored.step
-        journal.append(ev.Resumed(at=time.time(), step=step, seconds=time.monotonic() - began))
-    else:
-        journal.append(ev.Resumed(at=time.time(), step=0, seconds=time.monotonic() - began))
+    seconds = time.monotonic() - began
+    journal.append(ev.Resumed(at=time.time(), step=base.step if base else 0, seconds=seconds))
     gathering.gather("restored")  # no rank steps before all have said so (rule 5)
     failpoint("restore.announced")
-    found = Sequence(run.sequence).read()
-    finished = bool(entry.plan.base) and model.finished(found)
-    made = Run(
+    return Run(
         directory=run,
         settings=chosen,
         entry=entry,
@@ -155,15 +147,35 @@ def _begin(
         meeting=meeting,
         beat=beat,
         restored=restored,
-        finished=finished,
+        finished=base is not None and model.finished(Sequence(run.sequence).read()),
         strict=strict,
         code=version,
     )
-    _current.append(made)
-    return made
 
 
-def _compare(journal: Journal, restored: Restored, version: ev.Code, chosen: Settings) -> None:
+def _open_stream(run: RunDir, entry: AttemptEntry, ranks: World, version: ev.Code) -> Journal:
+    """This rank's stream of the attempt, with its first event."""
+    writer = f"rank-{ranks.rank}"
+    mine = identity()
+    first = ev.AttemptBegun(
+        at=time.time(),
+        run=run.name,
+        attempt=entry.number,
+        nonce=entry.nonce,
+        writer=writer,
+        rank=ranks.rank,
+        world=ranks.size,
+        host=mine.host,
+        pid=mine.pid,
+        code=version,
+    )
+    path = run.stream(entry.number, entry.nonce, writer)
+    return Journal.create(path, attempt=entry.number, first=first)
+
+
+def _compare(
+    journal: Journal, restored: Restored, version: ev.Code, chosen: Settings, ranks: World
+) -> None:
     """Show what changed since the snapshot's attempt, or refuse it if so set."""
     if restored.code is None:
         return
@@ -174,15 +186,15 @@ def _compare(journal: Journal, restored: Restored, version: ev.Code, chosen: Set
     text = "; ".join(changed)
     if chosen.changed == "error":
         raise BadInput(f"since the snapshot {text}; WALRECOVER_CHANGED=error does not allow it")
-    print(f"walrecover: since the snapshot {text}", file=sys.stderr)
+    if ranks.rank == 0:
+        print(f"walrecover: since the snapshot {text}", file=sys.stderr)
 
 
 def _watch(chosen: Settings) -> None:
     """End with the supervisor, if there is one."""
     if chosen.supervisor is None:
         return
-    pid, started, _ = chosen.supervisor.split(":")
-    if not watch_supervisor(int(pid), float(started)):
+    if not watch_supervisor(chosen.supervisor.pid, chosen.supervisor.started):
         print("walrecover: the supervisor is gone, this worker ends", file=sys.stderr)
         os.kill(os.getpid(), signal.SIGKILL)
 
@@ -196,11 +208,11 @@ def _holder(chosen: Settings) -> Holder:
         boot=mine.boot,
         pid=mine.pid,
         started=mine.started,
-        supervisor=chosen.supervisor.split(":")[2],
+        supervisor=chosen.supervisor.id,
     )
 
 
-def _attempt(run: RunDir, chosen: Settings) -> AttemptEntry:
+def _attempt(run: RunDir, chosen: Settings) -> tuple[AttemptEntry, ev.RecoveryPlanned | None]:
     """Rank 0's part: the attempt that the supervisor entered, or a new one.
 
     An attempt is claimed once: a second process of it (torchrun restarted its workers, `attach`
@@ -215,7 +227,7 @@ def _attempt(run: RunDir, chosen: Settings) -> AttemptEntry:
             raise BadInput(f"WALRECOVER_ATTEMPT is {chosen.attempt}, which run {run.name} has not")
         if newest is named:
             if _claim(run, named):
-                return named
+                return named, None  # the supervisor's journal has what was planned
         elif newest is None or newest.holder.supervisor != holder.supervisor:
             raise Fenced(f"attempt {named.number} was superseded by {newest and newest.holder}")
         resume = "auto"
@@ -225,7 +237,7 @@ def _attempt(run: RunDir, chosen: Settings) -> AttemptEntry:
     begun = recovery.begin_attempt(run, holder, resume=resume)
     _claim(run, begun.entry)
     print(f"walrecover: {begun.line}", file=sys.stderr, flush=True)
-    return begun.entry
+    return begun.entry, begun.event
 
 
 def _short(entry: AttemptEntry) -> str:

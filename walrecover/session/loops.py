@@ -21,7 +21,6 @@ from walrecover.session import sources
 from walrecover.session.sources import Known, Source, shortest
 from walrecover.torch_adapter import rng
 
-
 BEHIND = -1  # the level of steps behind a loop that had ended
 
 
@@ -215,6 +214,10 @@ class Loops:
         in its middle cannot be come back to. Its boundary is the next loop's first request.
         """
         return not self.stack and self.last_top is None
+
+    def is_behind(self) -> bool:
+        """Whether the snapshot was taken some steps behind the loop that it resumes in."""
+        return bool(self.replays.get(BEHIND))
 
     # -- what the iterators ask -------------------------------------------------------------
 

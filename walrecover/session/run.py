@@ -90,6 +90,7 @@ class Run:
         self._late = scalars.Late()
         self._digests: dict[str, bytes] = {}
         self._wanted = False
+        self._refused = False
         self._last_key = Key(base.step, base.end) if base else None
         self._clock = time.monotonic()
         self._times: list[float] = []
@@ -176,11 +177,11 @@ class Run:
         """The innermost resumed loop stands at its place: every object again, the RNG last."""
         restored = self._restored
         assert restored is not None
-        if not any(self._loops.replays.values()):
+        if not self._loops.is_behind():
             self._restored = None
         self._attached.restore(restored.stored, self._strict)
-        for note in self._loops.opaque:
-            self._say(note)
+        while self._loops.opaque:
+            self._say(self._loops.opaque.pop(0))
         rng.restore(restored.rng)
 
     def loops_ended(self) -> None:
@@ -234,7 +235,16 @@ class Run:
         self._beat.say("training", self._step)
 
     def _agree(self, step: int) -> None:
-        """Announce (rank 0) and take in what was announced."""
+        """Announce (rank 0) and take in what was announced. A disk that refuses costs a pace or a
+        later stop, never the training."""
+        try:
+            self._announce(step)
+        except (StorageFailed, OSError) as error:
+            if not self._refused:
+                self._say(f"the ranks cannot agree on a pace or a stop: {error}")
+            self._refused = True
+
+    def _announce(self, step: int) -> None:
         meeting, signals = self._meeting, self._signals
         asked = meeting.read()
         own = signals.received
@@ -294,7 +304,8 @@ class Run:
             ),
             finished=finished,
         )
-        self._last_key = key
+        if saved:
+            self._last_key = key
         self._clock = time.monotonic()
         self._beat.say("training", key.step)
         if self._saver.failed:
@@ -349,6 +360,8 @@ class Run:
         if self._closed:
             return
         self._closed = True
+        if self._loops.step_waiting and not self._saver.failed:
+            self._record()
         atexit.unregister(self._at_exit)
         self._signals.close()
         self._saver.close()

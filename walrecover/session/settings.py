@@ -18,6 +18,14 @@ from walrecover.rundir import check_name, default_name, find_root
 RESUME = ("auto", "must", "never")
 
 
+class Supervisor(NamedTuple):
+    """The process that started this one: its pid and start time, and its id in entries."""
+
+    pid: int
+    started: float
+    id: str
+
+
 class Settings(NamedTuple):
     root: Path
     name: str
@@ -27,7 +35,7 @@ class Settings(NamedTuple):
     keep: int
     changed: str
     attempt: str | None
-    supervisor: str | None
+    supervisor: Supervisor | None
 
 
 def disabled() -> bool:
@@ -66,8 +74,20 @@ def read(
         keep=int(keep),
         changed=changed,
         attempt=env.get("WALRECOVER_ATTEMPT") or None,
-        supervisor=env.get("WALRECOVER_SUPERVISOR") or None,
+        supervisor=_supervisor(env.get("WALRECOVER_SUPERVISOR")),
     )
+
+
+def _supervisor(text: str | None) -> Supervisor | None:
+    if not text:
+        return None
+    try:
+        pid, started, identity = text.split(":")
+        return Supervisor(int(pid), float(started), identity)
+    except ValueError:
+        raise BadInput(
+            f"WALRECOVER_SUPERVISOR is {text!r}: only 'walrecover run' sets it, unset it"
+        ) from None
 
 
 def name_of_this_process() -> str:

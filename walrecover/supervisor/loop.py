@@ -91,7 +91,9 @@ class _Supervision:
         while True:
             try:
                 with self._signals.interrupting():
-                    begun = recovery.begin_attempt(self._run, self._holder, resume=resume)
+                    begun = recovery.begin_attempt(
+                        self._run, self._holder, resume=resume, succeeding=bool(self._history)
+                    )
             except (Fenced, RunBusy) as error:
                 if not self._history:
                     raise

@@ -95,17 +95,19 @@ def early_stop() -> None:
 def curriculum() -> None:
     model, optimizer, _ = training()
     scheduler = ReduceLROnPlateau(optimizer, patience=0)
-    course = SimpleNamespace(stage=0)
+    course = SimpleNamespace(stage=0, loss=0.0)
     run = walrecover.attach(model=model, optimizer=optimizer, scheduler=scheduler, course=course)
     dataset = samples()
     for _ in run.loop(range(3)):
         share = Subset(dataset, random.sample(range(len(dataset)), 8 + 6 * course.stage))
-        losses = []
+        course.loss = (
+            0.0  # before the inner loop: a resume repeats it, and restores what came after
+        )
         for x, y in run.loop(DataLoader(share, 3 + course.stage, shuffle=True)):
             loss = learn(model, optimizer, x, y)
-            losses.append(loss.item())
+            course.loss += loss.item()
             run.step(loss=loss)
-        scheduler.step(float(len(losses)))
+        scheduler.step(course.loss)
         course.stage += 1
 
 
@@ -276,6 +278,10 @@ def stateful_outside() -> None:
             run.step(loss=learn(model, optimizer, x[half], y[half]))
 
 
+def torchdata_workers() -> None:
+    torchdata_loader(workers=2)
+
+
 def torchdata_loader(workers: int = 0) -> None:
     model, optimizer, _ = training()
     run = walrecover.attach(model=model, optimizer=optimizer)
@@ -400,7 +406,7 @@ def under_tqdm() -> None:
     model, optimizer, _ = training()
     run = walrecover.attach(model=model, optimizer=optimizer)
     for _ in tqdm(run.loop(range(2)), disable=False):
-        for n, (x, y) in enumerate(tqdm(run.loop(batches()), mininterval=0)):
+        for n, (x, y) in tqdm(run.enumerate(batches()), mininterval=0):
             loss = learn(model, optimizer, x, y)
             if n % 2 == 0:
                 run.step(loss=loss)
@@ -416,6 +422,10 @@ def three_deep() -> None:
             for x, y in run.loop(DataLoader(share, 4, shuffle=True)):
                 run.step(loss=learn(model, optimizer, x, y))
             torch.rand(1)
+
+
+def persistent_workers() -> None:
+    workers(persistent=True)
 
 
 def workers(persistent: bool = False) -> None:

@@ -1,0 +1,141 @@
+"""Children of `forks`: short trainings that say what was acknowledged, and die where asked.
+
+Owns what they do and the file that they say it in. A line is written by one `write`, so that it
+survives whatever happens to the child next.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from tests.support.protocol import Launch, holder
+from walrecover import failpoints
+from walrecover.entries import CommitEntry
+from walrecover.errors import Fenced, RunBusy, StorageFailed, WalrecoverError
+from walrecover.failpoints import FailpointReached
+from walrecover.recovery import begin_attempt
+from walrecover.rundir import RunDir
+
+# Exit codes.
+REACHED, REFUSED, FENCED, BUSY = 70, 71, 72, 73
+
+
+class Said(NamedTuple):
+    """What children acknowledged: durable LSNs by stream, commits in order, failpoints passed."""
+
+    synced: dict[tuple[str, str], int]
+    committed: list[tuple[int, str]]
+    passed: int
+
+
+class Notebook:
+    def __init__(self, path: str) -> None:
+        self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+
+    def say(self, *words: object) -> None:
+        os.write(self._fd, (" ".join(map(str, words)) + "\n").encode())
+
+
+def said(path: Path) -> Said:
+    found = Said({}, [], 0)
+    for line in path.read_text().splitlines() if path.exists() else []:
+        kind, *words = line.split()
+        if kind == "synced":
+            found.synced[words[0], words[1]] = int(words[2])
+        elif kind == "committed":
+            found.committed.append((int(words[0]), words[1]))
+        elif kind == "passed":
+            found = found._replace(passed=int(words[0]))
+    return found
+
+
+def _until_its_end(work: Callable[[], None]) -> int:
+    try:
+        work()
+    except FailpointReached:
+        return REACHED
+    except Fenced:
+        return FENCED
+    except RunBusy:
+        return BUSY
+    except (StorageFailed, OSError):
+        return REFUSED
+    return 0
+
+
+def _sync(launch: Launch, notes: Notebook) -> None:
+    for journal in launch.journals:
+        notes.say("synced", launch.entry.label, journal.stream.writer, journal.sync().lsn)
+
+
+def _save(launch: Launch, notes: Notebook) -> CommitEntry | None:
+    """As a saver does it: what the storage refuses is abandoned, and training goes on."""
+    try:
+        commit = launch.save()
+        notes.say("committed", commit.snapshot.step, commit.snapshot.manifest)
+        launch.keep(commit)
+    except Fenced:
+        raise
+    except (WalrecoverError, OSError):
+        return None
+    return commit
+
+
+def train(root: str, notes: str, armed: str = "", attempts: int = 2, snapshots: int = 4) -> int:
+    """Attempts one after the other, each with snapshots, retirement and deletion."""
+    notebook = Notebook(notes)
+    run = RunDir(Path(root), "a-run")
+    failpoints.arm(armed)
+
+    def work() -> None:
+        for _ in range(attempts):
+            with Launch.begin(run) as launch:
+                for _ in range(snapshots):
+                    launch.train(2)
+                    _sync(launch, notebook)
+                    _save(launch, notebook)
+                launch.train(1)
+
+    code = _until_its_end(work)
+    notebook.say("passed", sum(failpoints.passages().values()))
+    return code
+
+
+def vote(root: str, notes: str, number: int, armed: str, rank: int, steps: int) -> int:
+    """The saver of one rank: it opens its stream, trains so far and votes."""
+    from tests.support.protocol import entries_of, open_stream
+    from walrecover import entries as model
+
+    run = RunDir(Path(root), "a-run")
+    notebook = Notebook(notes)
+    entry = model.attempts(entries_of(run))[number - 1]
+
+    def work() -> None:
+        with open_stream(run, entry, rank, 2) as journal:
+            launch = Launch(run, entry, 2, [journal] * 2)
+            failpoints.arm(armed)
+            launch.journals = [journal]
+            launch.train(steps)
+            launch.vote(rank, stream=journal)
+            notebook.say("synced", entry.label, f"rank-{rank}", journal.durable)
+
+    return _until_its_end(work)
+
+
+def begin(root: str, notes: str, armed: str = "", as_myself: bool = True) -> int:
+    """A supervisor-like process: it enters an attempt, then says that it holds the run."""
+    from walrecover.processes import identity
+
+    run = RunDir(Path(root), "a-run")
+    notebook = Notebook(notes)
+    failpoints.arm(armed)
+
+    def work() -> None:
+        run.create()
+        entry = begin_attempt(run, identity() if as_myself else holder()).entry
+        notebook.say("began", entry.number, entry.nonce)
+
+    return _until_its_end(work)
