@@ -17,11 +17,12 @@ CONSTANTS
     Working,      \* of those, how many get further than a settled plan
     MaxStep,      \* steps that are captured
     MaxEntries,   \* entries in the sequence
-    MaxRewinds,   \* plans that may pass over the newest candidate
+    MaxPassings,  \* plans that may pass over the newest candidate
     PowerCuts,    \* TRUE: what was not fsynced may be lost
     Keep,         \* verified newer candidates that a retirement needs
     Rule1,        \* TRUE: create-if-absent; FALSE: rename, which replaces
-    FolderSync,   \* TRUE: nobody acts on an entry before the folder is fsynced (rule 1)
+    FolderSync,   \* TRUE: a writer fsyncs the folder before it acts on its entry (rule 1)
+    ReaderSync,   \* TRUE: so does whoever decides from entries of others (rule 1)
     Rule2,        \* TRUE: names carry the nonce; FALSE: attempts share names
     Rule3,        \* TRUE: only the newest plan's chain counts
     Rule6,        \* TRUE: a vote waits for the rank's journal
@@ -32,6 +33,7 @@ CONSTANTS
     Rule15        \* TRUE: rank 0 of a superseded attempt enters nothing
 
 Attempts == 1..MaxAttempts
+Writing == 1..Working
 Steps == 1..MaxStep
 Start == <<0, 0>>  \* the base of a run that begins: no snapshot
 Symmetry == Permutations(Ranks)
@@ -49,8 +51,8 @@ VARIABLES
 vars == <<seq, durable, shard, vote, saver, journal, writer, acked>>
 
 -----------------------------------------------------------------------------
-(* A file's name is (nonce, step, rank).  Without rule 2 all attempts share *)
-(* the names of the first.                                                 *)
+(* A file's name is (nonce, step, rank).  Without rule 2 all attempts      *)
+(* share the names of the first.                                           *)
 
 Nonce(a) == IF Rule2 THEN a ELSE 1
 
@@ -68,14 +70,15 @@ Commits(q) == {e \in Entries(q) : IsCommit(e)}
 Retired(q) == {e.of : e \in {x \in Entries(q) : x.kind = "retire"}}
 Unretired(q) == {c \in Commits(q) : Id(c) \notin Retired(q)}
 
-CommitAt(q) == {i \in 1..Len(q) : IsCommit(q[i])}
 PlanAt(q) == {i \in 1..Len(q) : IsPlan(q[i])}
 Newest(q) == IF PlanAt(q) = {} THEN 0 ELSE q[Max(PlanAt(q))].a
-Rewinds(q) == Cardinality({e \in Entries(q) : IsPlan(e) /\ e.rewind})
+Passings(q) == Cardinality({e \in Entries(q) : IsPlan(e) /\ (e.rewind \/ e.unread # {})})
 
-Base(q, a) ==
+\* What attempt a's plan says of itself; a sequence that lost it says nothing.
+Plan(q, a) ==
     LET plans == {e \in Entries(q) : IsPlan(e) /\ e.a = a}
-    IN IF plans = {} THEN Start ELSE (CHOOSE e \in plans : TRUE).base
+    IN IF plans = {} THEN [base |-> Start, unread |-> {}] ELSE CHOOSE e \in plans : TRUE
+Base(q, a) == Plan(q, a).base
 
 \* The surviving (attempt, step) pairs: a's own above its base and not above
 \* the step where the chain leaves a, then the same for the base's attempt.
@@ -89,8 +92,18 @@ LiveCommits(q) ==
     LET chain == Chain(q, Newest(q), MaxStep)
     IN {c \in Unretired(q) : Id(c) \in chain}
 
-\* What recovery may choose from: with rule 3 exactly the live commits.
-Candidates(q) == IF Rule3 THEN LiveCommits(q) ELSE Unretired(q)
+\* Commits of attempt a that stand on the live chain.
+Own(q, a) == {c \in LiveCommits(q) : c.a = a}
+
+\* Rule 5: what the newest plan passed over only because it could not be read is
+\* tried again, until that attempt has a commit.
+Retried(q) ==
+    LET a == Newest(q)
+    IN IF \E c \in Commits(q) : c.a = a THEN {}
+       ELSE {c \in Unretired(q) : Id(c) \in Plan(q, a).unread}
+
+\* What recovery may choose from.
+Candidates(q) == IF Rule3 THEN LiveCommits(q) \cup Retried(q) ELSE Unretired(q)
 
 \* The highest step; among equal steps (only without rule 3) the later entry.
 NewestOf(q, cs) ==
@@ -116,32 +129,38 @@ LoadsId(q, id) == id = Start \/ \E c \in Commits(q) : Id(c) = id /\ Loads(c)
 
 Idle == [st |-> "idle"]
 Started(a) == \A r \in Ranks : saver[a][r].at # "off"
-Works(a) == Started(a) /\ a <= Working
+Works(a) == Started(a) /\ a \in Writing
 Free(a) == writer[a].st = "idle"
 Begun(a) == Started(a) \/ ~Free(a)
 Mine(a) == ~Rule15 \/ Newest(seq) = a  \* a superseded writer decides nothing
 
-\* Readers fsync the folder before they act on what they read.
-FolderRead == durable' = IF FolderSync THEN Len(seq) ELSE durable
+FsyncFolder(really) == durable' = IF really THEN Len(seq) ELSE durable
 
+\* Whoever decides has fsynced the folder behind what it read: nothing that it
+\* built on can vanish from under its number.
 Decide(a, entry) ==
     /\ Len(seq) < MaxEntries
     /\ writer' = [writer EXCEPT ![a] =
            [st |-> "decided", entry |-> entry, at |-> Len(seq) + 1]]
-    /\ FolderRead
+    /\ FsyncFolder(ReaderSync)
     /\ UNCHANGED <<seq, shard, vote, saver, journal, acked>>
 
-\* Recovery: the newest candidate that verifies, or a rewind to an older one.
+\* Recovery: the newest candidate that verifies.  What is newer than the base is
+\* passed over because it is damaged or unwanted (a rewind, final), or because it
+\* could not be read just now; either may happen to what is in fact sound.
 DecidePlan(a) ==
-    LET cs == {c \in Candidates(seq) : Loads(c)}
-        newest == NewestOf(seq, Candidates(seq))
+    LET all == Candidates(seq)
+        bases == {Id(c) : c \in {d \in all : Loads(d)}} \cup {Start}
     IN /\ Free(a)
        /\ ~Started(a)
        /\ \A b \in 1..(a - 1) : Begun(b)  \* nonces are interchangeable: use them in order
-       /\ \E base \in {Id(c) : c \in cs} \cup {Start} :
-             LET rewind == base # newest
-             IN /\ rewind => Rewinds(seq) < MaxRewinds
-                /\ Decide(a, [kind |-> "attempt", a |-> a, base |-> base, rewind |-> rewind])
+       /\ \E base \in bases :
+             LET passed == {Id(c) : c \in {d \in all : d.s > base[2]}}
+             IN /\ passed # {} => Passings(seq) < MaxPassings
+                /\ \E unread \in {{}, passed} :
+                      /\ base = Start => unread = {}  \* nothing reads: recovery refuses
+                      /\ Decide(a, [kind |-> "attempt", a |-> a, base |-> base,
+                                    unread |-> unread, rewind |-> passed # unread])
 
 \* Rank 0 saw a vote of every rank, wrote the manifest durably, and now reads
 \* the sequence.  Steps commit in ascending order; older votes are abandoned.
@@ -158,13 +177,15 @@ DecideCommit(a, s) ==
           /\ \A r \in Ranks : vote[Nonce(a)][parts[r].s][r] = parts[r].a
           /\ Decide(a, [kind |-> "commit", a |-> a, s |-> s, parts |-> parts])
 
-\* A snapshot off the live chain may go; one on it only behind Keep newer
-\* ones that were read back.  Without rule 10 any newer commit is counted.
+\* Nothing goes before the newest attempt has a commit that was read back, and
+\* then only behind Keep newer ones on the live chain that were, too.  Without
+\* rule 10 any newer commit is counted.
 Retirable(c) ==
-    LET counted == IF Rule10 THEN LiveCommits(seq) ELSE Unretired(seq)
-        newer == {d \in counted : d.s > c.s /\ Loads(d)}
-    IN \/ Rule10 /\ c \notin LiveCommits(seq)
-       \/ Cardinality(newer) >= Keep
+    LET live == LiveCommits(seq)
+        read == {d \in (IF Rule10 THEN live ELSE Unretired(seq)) : Loads(d)}
+        newer == {d \in read : d.s > c.s \/ c \notin live}
+    IN /\ Rule10 => \E d \in read : d.a = Newest(seq)
+       /\ Cardinality(newer \ {c}) >= Keep
 
 DecideRetire(a, c) ==
     /\ Free(a)
@@ -191,12 +212,12 @@ Settle(a) ==
         held == w.at <= Len(seq) /\ seq[w.at] = w.entry
     IN /\ w.st = "created"
        /\ writer' = [writer EXCEPT ![a] = Idle]
-       /\ FolderRead
+       /\ FsyncFolder(FolderSync)
        /\ saver' = IF held /\ IsPlan(w.entry)
                    THEN [saver EXCEPT ![a] =
                             [r \in Ranks |-> [step |-> w.entry.base[2], at |-> "voted"]]]
                    ELSE saver
-       /\ journal' = IF held /\ IsPlan(w.entry)
+       /\ journal' = IF held /\ IsPlan(w.entry) /\ a \in Writing
                      THEN [journal EXCEPT ![a] = [r \in Ranks |-> w.entry.base[2]]]
                      ELSE journal
        /\ acked' = IF held /\ IsCommit(w.entry) THEN acked \cup {w.entry} ELSE acked
@@ -209,7 +230,7 @@ Moves(a, r, step, at) == saver' = [saver EXCEPT ![a][r] = [step |-> step, at |->
 
 Write(a, r) ==
     LET s == saver[a][r].step + 1
-    IN /\ a <= Working
+    IN /\ a \in Writing
        /\ saver[a][r].at = "voted"
        /\ s \in Steps
        /\ shard' = [shard EXCEPT ![Nonce(a)][s][r] = [by |-> a, st |-> "cached"]]
@@ -264,16 +285,16 @@ LoseEntry ==
 
 PowerLoss ==
     /\ PowerCuts
-    /\ LoseEntry \/ \E a \in Attempts, s \in Steps, r \in Ranks : LoseShard(a, s, r)
+    /\ LoseEntry \/ \E a \in Writing, s \in Steps, r \in Ranks : LoseShard(a, s, r)
 
 -----------------------------------------------------------------------------
 Init ==
     /\ seq = <<>>
     /\ durable = 0
-    /\ shard = [a \in Attempts |-> [s \in Steps |-> [r \in Ranks |-> [by |-> 0, st |-> "absent"]]]]
-    /\ vote = [a \in Attempts |-> [s \in Steps |-> [r \in Ranks |-> 0]]]
+    /\ shard = [a \in Writing |-> [s \in Steps |-> [r \in Ranks |-> [by |-> 0, st |-> "absent"]]]]
+    /\ vote = [a \in Writing |-> [s \in Steps |-> [r \in Ranks |-> 0]]]
     /\ saver = [a \in Attempts |-> [r \in Ranks |-> [step |-> 0, at |-> "off"]]]
-    /\ journal = [a \in Attempts |-> [r \in Ranks |-> 0]]
+    /\ journal = [a \in Writing |-> [r \in Ranks |-> 0]]
     /\ writer = [a \in Attempts |-> Idle]
     /\ acked = {}
 
@@ -295,26 +316,29 @@ Spec == Init /\ [][Next]_vars
 
 TypeOK ==
     /\ durable \in 0..Len(seq)
-    /\ \A a \in Attempts, s \in Steps, r \in Ranks :
+    /\ \A a \in Writing, s \in Steps, r \in Ranks :
           /\ shard[a][s][r].st \in {"absent", "cached", "durable", "torn", "deleted"}
           /\ shard[a][s][r].by \in 0..MaxAttempts
           /\ vote[a][s][r] \in 0..MaxAttempts
-    /\ \A a \in Attempts, r \in Ranks :
-          /\ saver[a][r].at \in {"off", "written", "voted"}
           /\ journal[a][r] \in 0..MaxStep
+    /\ \A a \in Attempts, r \in Ranks : saver[a][r].at \in {"off", "written", "voted"}
     /\ \A a \in Attempts : writer[a].st \in {"idle", "decided", "created"}
 
 \* The sequence only grows (or loses its undurable end), so that what is said of
 \* every plan is checked in the state where that plan is the last entry.
 EndsInPlan == Len(seq) > 0 /\ IsPlan(seq[Len(seq)])
 
-\* A retirement was sound if its snapshot had left the chain, or if a newer
-\* commit on the chain stood before it.
+\* A retirement was sound if, before it, the live chain had a newer commit, or
+\* had left the snapshot behind.
 SoundRetirement(id) ==
     \E i \in 1..Len(seq) :
         /\ seq[i].kind = "retire" /\ seq[i].of = id
-        /\ LET live == LiveCommits(Prefix(seq, i - 1))
-           IN (\E c \in live : Id(c) = id) => \E d \in live : d.s > id[2]
+        /\ LET before == Prefix(seq, i - 1)
+           IN (\E c \in LiveCommits(before) \cup Retried(before) : Id(c) = id)
+                  => \E d \in LiveCommits(before) : d.s > id[2]
+
+\* Rule 1: nobody is about to enter at a number whose predecessor is gone.
+NoHole == \A a \in Attempts : writer[a].st = "decided" => writer[a].at <= Len(seq) + 1
 
 \* P1, P2, P10: an acknowledged commit stays in the sequence, and loads until
 \* it is soundly retired.
@@ -327,36 +351,44 @@ NoLostCommit ==
 NoMixedManifest ==
     \A c \in Commits(seq), r \in Ranks : c.parts[r] = [a |-> c.a, s |-> c.s]
 
-\* P10: the newest plan's base loads until its attempt has a commit that does.
+\* P10: the newest plan's base loads, and so does what that plan could not read,
+\* until its attempt has a commit that loads.
 LiveBaseKept ==
-    LET a == Newest(seq)
-    IN \/ LoadsId(seq, Base(seq, a))
-       \/ \E c \in LiveCommits(seq) : c.a = a /\ Loads(c)
+    LET plan == Plan(seq, Newest(seq))
+    IN \/ \A id \in {plan.base} \cup plan.unread : LoadsId(seq, id)
+       \/ \E c \in Own(seq, Newest(seq)) : Loads(c)
 
-\* P4: what was entered by an attempt that was no longer the newest, and what a
-\* later plan left behind, is never a candidate (again).
+\* Commits that were entered when another attempt was the newest.
+Late(q) ==
+    {q[i] : i \in {j \in 1..Len(q) : IsCommit(q[j]) /\ Newest(Prefix(q, j - 1)) # q[j].a}}
+
+\* P4: a late commit is no candidate, and what a plan left behind never returns.
 NoSupersededCommit ==
-    LET late == {seq[i] : i \in {j \in CommitAt(seq) :
-                            Newest(Prefix(seq, j - 1)) # seq[j].a}}
-        left == UNION {Commits(Prefix(seq, i)) \ LiveCommits(Prefix(seq, i)) :
-                            i \in PlanAt(seq)}
-    IN /\ \A c \in late : c \notin Candidates(seq)
+    LET left == UNION {LET q == Prefix(seq, i)
+                       IN Commits(q) \ (LiveCommits(q) \cup Retried(q)) : i \in PlanAt(seq)}
+    IN /\ \A c \in Late(seq) : c \notin Candidates(seq)
        /\ EndsInPlan => \A c \in left : c \notin Candidates(seq)
 
-\* P7: a plan whose attempt committed nothing yet is what planning gives again.
+\* Rule 15: nor was anybody told that a late commit is durable.
+NoLateAck == acked \cap Late(seq) = {}
+
+\* P7: until its attempt commits, planning again comes to the newest plan's base,
+\* or to what that plan would have taken if only it could have read it.
 Idempotent ==
-    LET a == Newest(seq)
-    IN (\A c \in Commits(seq) : c.a # a) => NewestOf(seq, Candidates(seq)) = Base(seq, a)
+    LET plan == Plan(seq, Newest(seq))
+        again == NewestOf(seq, Candidates(seq))
+    IN (\A c \in Commits(seq) : c.a # Newest(seq)) =>
+          IF plan.unread = {} THEN again = plan.base ELSE again \in plan.unread
 
 \* P4: every plan goes on from the history that was live before it, and from its
-\* newest commit unless it says that it rewinds.
+\* newest commit unless it says that it passed it over.
 OneHistory ==
     EndsInPlan =>
         LET before == Prefix(seq, Len(seq) - 1)
-            live == LiveCommits(before)
+            live == LiveCommits(before) \cup Retried(before)
             plan == seq[Len(seq)]
         IN /\ plan.base = Start \/ \E c \in live : Id(c) = plan.base
-           /\ plan.rewind \/ plan.base = NewestOf(before, live)
+           /\ plan.rewind \/ plan.unread # {} \/ plan.base = NewestOf(before, live)
 
 \* Rule 6: every rank's events through a committed step are durable.
 JournalBehindCommit ==

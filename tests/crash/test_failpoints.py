@@ -56,7 +56,6 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def check_what_was_acknowledged(run: RunDir, words: Said) -> None:
     """Every acknowledged commit and event is there; recovering twice is recovering once."""
-    order = {manifest: place for place, (_, manifest) in enumerate(words.committed)}
     live = candidates(run)
     for ref in live:
         check_state(run, ref)
@@ -65,7 +64,6 @@ def check_what_was_acknowledged(run: RunDir, words: Said) -> None:
     newest = words.committed[-1]
     assert point.step >= newest[0]
     assert newest[1] in {ref.manifest for ref in live}
-    assert all(order.get(ref.manifest, len(order)) >= 0 for ref in live)
     folded = recovery.fold_run(run)
     lsns = {(f"a{k.attempt}-{k.nonce}", k.writer): r.lsn for k, r in folded.records.items()}
     for stream, lsn in words.synced.items():
@@ -147,7 +145,7 @@ def test_a_crash_while_restoring_changes_nothing(
 
 def test_every_failpoint_of_the_source_is_listed_and_the_reverse() -> None:
     passed = set()
-    for path in (ROOT / "walrecover").rglob("*.py"):
+    for path in {*(ROOT / "walrecover").rglob("*.py")} - {ROOT / "walrecover" / "failpoints.py"}:
         text = path.read_text()
         passed |= set(re.findall(r'\bfailpoint\("([^"]+)"\)', text))
         passed |= set(re.findall(r'\b(?:written|linked)="([^"]+)"', text))

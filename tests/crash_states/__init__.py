@@ -7,7 +7,10 @@
 
 `record` runs a program under strace, `trace` reads typed operations (`ops`) from it, `model` says
 which trees a crash may leave, `choices` draws them, `rebuild` makes them real, `explore` spreads
-the draws over a crash table. Nothing here knows what the program under test is.
+the draws over a crash table. None of these knows what the program under test is.
+
+The program is `workload`, a run of two ranks; `recorded` records it, `table` has the rows of its
+crash table and `promises` its check. Only these know walrecover.
 """
 
 from .calls import TraceError

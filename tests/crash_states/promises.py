@@ -11,7 +11,9 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib
+import os
 import random
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +21,7 @@ from typing import Any, NamedTuple
 from zlib import crc32
 
 from tests.support import protocol
-from walrecover import checkpoints, manifest, recovery, shards, snapshot
+from walrecover import checkpoints, codec, manifest, recovery, shards, snapshot
 from walrecover import entries as model
 from walrecover.entries import AttemptEntry, Entry, SnapshotRef
 from walrecover.errors import Corrupt, UnsupportedVersion
@@ -118,6 +120,13 @@ def check(directory: Path, acks: tuple[str, ...], *, base: Base = UNKNOWN) -> st
     except Broken as broken:
         return str(broken)
     return None
+
+
+def check_again(
+    directory: Path, acks: tuple[str, ...], *, before: tuple[str, ...], base: Base
+) -> str | None:
+    """A crash state of a recovery, which began over a state with these acknowledgements."""
+    return check(directory, (*before, *acks), base=base)
 
 
 def base_of(tree: Tree, folder: Path) -> Base:
@@ -232,7 +241,9 @@ def _keeps_vote(run: RunDir, path: str, digest: str) -> None:
 
 
 def _seed(run: RunDir, acks: tuple[str, ...]) -> int:
-    seed = crc32("\n".join(acks).encode())
+    """Another number for every state, or nearly; the same for a state seen again."""
+    names = sorted(name for _, _, files in os.walk(run.path) for name in files)
+    seed = crc32(f"{names} {acks}".encode())
     for _, path in find_streams(run.journal):
         seed = crc32((path / "data.mdb").read_bytes(), seed)
     return seed
@@ -252,8 +263,7 @@ def _notices_a_flipped_event(stream: StreamId, path: Path, rng: random.Random) -
     """What is read after it is what was read before, or a beginning of it and a named loss."""
     before, _ = _events(stream, path)
     data = path / "data.mdb"
-    held = data.read_bytes()
-    envelopes = [at for at in range(0, len(held), 2) if held[at : at + 4] == b"WALR"]
+    envelopes = [found.start() for found in re.finditer(codec.MAGIC, data.read_bytes())]
     _flip(data, rng.choice(envelopes) + rng.randrange(60), rng)
     after, problem = _events(stream, path)
     if after != before[: len(after)] or (len(after) < len(before) and not problem):

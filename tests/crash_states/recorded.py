@@ -1,19 +1,22 @@
 """Recordings of `workload`, and changes to them that leave something out.
 
-Owns: running the workload under strace, and cutting a recording down to where a change shows.
+Owns: running the workload under strace, over nothing or over a crash state, and cutting a
+recording down to where a change shows.
 """
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace as with_fields
 from itertools import islice
 from pathlib import Path
 
-from . import ops
+from . import ops, promises
 from .explore import Exploration, State
 from .model import History
+from .pool import Check
 from .record import record
 from .trace import parse
 
@@ -47,7 +50,7 @@ def around(operations: Sequence[ops.Op], at: int, acks: int = 2) -> list[ops.Op]
     """The recording, to crash only from operation `at` on, through so many acknowledgements."""
     before = [with_fields(op, pid=ops.SETUP_PID) for op in operations[: max(0, at - 1)]]
     rest = list(operations[len(before) :])
-    told = [place for place, op in enumerate(rest) if isinstance(op, ops.Ack)]
+    told = [place for place, op in enumerate(rest) if isinstance(op, ops.Ack) and place > 1]
     return before + rest[: told[:acks][-1] + 1]
 
 
@@ -56,9 +59,20 @@ def left_out(operations: Sequence[ops.Op], at: int, acks: int = 2) -> list[ops.O
     return around([*operations[:at], *operations[at + 1 :]], at, acks)
 
 
-def some_states(
-    operations: Sequence[ops.Op], rows: Callable[[ops.Op], str], seed: int, count: int
-) -> Iterator[State]:
-    """Crash states from every row, drawn as `explore` draws them, the beginnings passed over."""
+def recoveries(
+    operations: Sequence[ops.Op],
+    rows: Callable[[ops.Op], str],
+    folder: Path,
+    *,
+    seed: int,
+    count: int,
+) -> Iterator[tuple[list[ops.Op], Check]]:
+    """Recordings of a recovery, each over another crash state, and the check of their own."""
     drawn = iter(Exploration(History(operations), rows, seed))
-    return islice(drawn, 1, None, max(1, len(operations) * 5 // count))
+    apart = max(1, 4 * len(operations) // count)
+    for number, state in enumerate(islice(drawn, apart - 1, None, apart)):
+        if number == count:
+            return
+        base = promises.base_of(state.tree, folder / f"undisturbed-{number}")
+        check = functools.partial(promises.check_again, before=state.acks, base=base)
+        yield story(folder / f"recovery-{number}", "recover", state), check

@@ -123,7 +123,7 @@ class Rank:
     def commit(self, step: int, end: bool = False, pause: str = "") -> SnapshotRef | None:
         """None where this attempt is over. `pause` names the failpoint at which to wait."""
         if pause:
-            files.failpoint = functools.partial(self._wait_at, pause)
+            vars(files)["failpoint"] = functools.partial(self._wait_at, pause)
         try:
             entry = snapshot.commit(
                 self.run, step=step, end=end, attempt=self.entry.number, nonce=self.entry.nonce,
@@ -137,7 +137,7 @@ class Rank:
 
     def _wait_at(self, pause: str, name: str) -> None:
         if name == pause:
-            files.failpoint = failpoint
+            vars(files)["failpoint"] = failpoint
             self.pipe.send(name)
             self.pipe.recv()
 

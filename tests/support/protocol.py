@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import time
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
@@ -20,6 +20,7 @@ from walrecover import entries as model
 from walrecover import events as ev
 from walrecover import recovery, shards, snapshot
 from walrecover.entries import AttemptEntry, CommitEntry, Entry, Holder, Plan, SnapshotRef
+from walrecover.errors import StorageFailed
 from walrecover.failpoints import failpoint
 from walrecover.journal import Journal
 from walrecover.manifest import Part
@@ -104,12 +105,17 @@ class Launch:
         return launch
 
     def open(self) -> None:
-        """Open the ranks' streams; each says that it restored."""
-        for rank in range(len(self.journals), self.world):
-            self.journals.append(open_stream(self.run, self.entry, rank, self.world))
+        """Open the ranks' streams; each restores the plan's base and says so, as a session does."""
         base = self.entry.plan.base
-        for journal in self.journals:
+        for rank in range(len(self.journals), self.world):
+            journal = open_stream(self.run, self.entry, rank, self.world)
+            self.journals.append(journal)
+            if base is not None:
+                check_state(self.run, base, self.world)
+            failpoint("restore.read")
+            failpoint("restore.applied")
             journal.append(ev.Resumed(step=base.step if base else 0))
+            failpoint("restore.announced")
 
     def train(self, steps: int = 1) -> None:
         for _ in range(steps):
@@ -185,6 +191,15 @@ def completed(step: int) -> ev.StepCompleted:
         ranges=((step - 1, step),),
         batch=state_after(step)[:16],
     )
+
+
+def kill(journal: Journal) -> int:
+    """What kill -9 does to a stream: events in memory are gone. Returns the last that survived."""
+    with journal._appending:
+        journal._waiting.clear()
+    with suppress(StorageFailed):
+        journal.close()
+    return journal.committed
 
 
 class FakeStream:
@@ -282,7 +297,3 @@ def retirement(number: int, *refs: SnapshotRef) -> model.RetirementEntry:
 
 def files_below(folder: Path) -> Iterator[Path]:
     return (path for path in sorted(folder.rglob("*")) if path.is_file())
-
-
-def now() -> float:
-    return time.time()

@@ -42,6 +42,7 @@ class Trial:
         log: str = "steps",
         **arguments: Any,
     ) -> Child:
+        """Begin an attempt."""
         self.attempts += 1
         return self.server.start(
             "tests.support.attempt:attempt",
@@ -50,9 +51,8 @@ class Trial:
             env=self.env | (env or {}),
             script=self.script,
             log=str(self.folder / log),
-            result=str(self.folder / "result"),
             end=end,
-            **arguments,
+            **{"result": str(self.folder / "result")} | arguments,
         )
 
     def run(
@@ -80,10 +80,10 @@ class Trial:
         found: dict[str, Any] = json.loads((self.folder / "result").read_text())
         return found
 
-    def losses(self) -> dict[int, set[str]]:
+    def losses(self, log: str = "steps") -> dict[int, set[str]]:
         """For every step, the bits of the losses of all its executions."""
         found = defaultdict(set)
-        for line in (self.folder / "steps").read_text().splitlines():
+        for line in (self.folder / log).read_text().splitlines():
             step, loss = line.split()
             found[int(step)].add(loss)
         return dict(found)

@@ -185,6 +185,7 @@ def unseeded(run: Outcome, seed: bytes) -> Outcome:
         state["rng"]["python"] = seed
         state["position"]["places"][0]["begin"]["python"] = seed
         state["position"]["places"][0]["item"]["python"] = seed
+        state["position"]["places"][0]["sources"] = [{"anywhere": {"python": seed, "torch": b""}}]
 
     return with_plain(run, 0, change)
 

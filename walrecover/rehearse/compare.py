@@ -16,6 +16,9 @@ from blake3 import blake3
 
 from walrecover.rehearse.values import ABSENT, bits, first_difference, shown
 
+_DRAWN = ("position", "rng")
+"""What of the plain state holds states of generators."""
+
 
 class Facts(NamedTuple):
     """What the journal says of one execution of a step.
@@ -107,7 +110,7 @@ def used_generators(outcome: Outcome) -> frozenset[str]:
     for plain in outcome.final.plain:
         now = plain.get("rng", {})
         for place in plain.get("position", {}).get("places", ()):
-            begun = place["begin"]
+            begun = place.get("begin", {})
             moved |= {name for name in now if name in begun and begun[name] != now[name]}
     return frozenset(moved)
 
@@ -177,9 +180,9 @@ def _between_ends(calm: Final, killed: Final, used: frozenset[str]) -> Iterator[
             if mine is None or its is None or mine != its:
                 yield Difference(None, rank, name, _tensor(mine, its), _tensor(its, mine))
     for rank, (one, other) in enumerate(zip(calm.plain, killed.plain, strict=True)):
-        for part in ("objects", "position", "rng"):
-            found = first_difference(_seen(one[part], used), _seen(other[part], used), part)
-            if found is not None:
+        where = {part: (_seen(one[part], used), _seen(other[part], used)) for part in _DRAWN}
+        for part, values in {"objects": (one["objects"], other["objects"]), **where}.items():
+            if found := first_difference(*values, part):
                 yield Difference(None, rank, *found)
 
 
@@ -193,18 +196,14 @@ def _tensor(tensor: Tensor | None, beside: Tensor | None) -> str:
 
 
 def _seen(value: Any, used: frozenset[str]) -> Any:
-    """The value without the states of generators that nobody uses."""
+    """Random states, and a position that holds some, without the generators that nobody uses."""
+    if isinstance(value, list):
+        return [_seen(item, used) for item in value]
     if not isinstance(value, dict):
         return value
     if "python" in value and "torch" in value:
         return {name: state for name, state in value.items() if name in used}
-    if "places" in value:
-        places = [
-            place | {"begin": _seen(place["begin"], used), "item": _seen(place["item"], used)}
-            for place in value["places"]
-        ]
-        return value | {"places": places}
-    return value
+    return {key: _seen(item, used) for key, item in value.items()}
 
 
 def weights_digest(final: Final) -> str:

@@ -11,7 +11,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -38,26 +38,39 @@ class Performance:
     ) -> None:
         self.run = RunDir(root, RUN)
         self.log = log
+        self._process: subprocess.Popen[bytes] | None = None
         pace = ["--every", every] if every else []
-        parent = os.getpid()
+        line = [
+            *(sys.executable, "-P", "-m", "walrecover.cli", "run", "--name", RUN),
+            *("--dir", str(root), *pace, "--max-restarts", str(max_restarts), "--backoff", "0"),
+            *("--", *command),
+        ]
         become_subreaper()
-        with log.open("wb") as output:
-            # A process group of its own, so that a Ctrl-C meets only us, who end it.
-            self._process = subprocess.Popen(
-                [
-                    *(sys.executable, "-P", "-m", "walrecover.cli", "run", "--name", RUN),
-                    *("--dir", str(root), *pace),
-                    *("--max-restarts", str(max_restarts), "--backoff", "0"),
-                    *("--", *command),
-                ],
+        try:
+            with _held_back() as mask:
+                self._process = self._start(line, mask)
+        except BaseException:  # what was held back
+            self.end()
+            raise
+        self.pid = self._process.pid
+
+    def _start(self, line: Sequence[str], mask: set[signal.Signals]) -> subprocess.Popen[bytes]:
+        parent = os.getpid()
+
+        def before_exec() -> None:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+            die_with_parent(parent)
+
+        with self.log.open("wb") as output:
+            return subprocess.Popen(
+                line,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 env=_environment(os.environ),
-                process_group=0,
-                preexec_fn=lambda: die_with_parent(parent),
+                process_group=0,  # its own, so that a Ctrl-C meets only us, who end it
+                preexec_fn=before_exec,
             )
-        self.pid = self._process.pid
 
     def __enter__(self) -> Performance:
         return self
@@ -68,28 +81,34 @@ class Performance:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self.end()
+
+    def end(self) -> None:
         """A second Ctrl-C has the supervisor kill the whole tree; SIGKILL is for when it hangs."""
-        for _ in range(2):
-            if self.exit_code() is not None:
-                return
-            self._process.send_signal(signal.SIGINT)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self._process.wait(0.5)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(PATIENCE_SECONDS)
+        process = self._process
+        if process is None:
             return
-        below = descendants(self.pid)
-        self._process.kill()
-        self._process.wait()
-        for process in below:
-            tree.kill(process)
+        for seconds in (0.5, PATIENCE_SECONDS):
+            if process.poll() is not None:
+                return
+            process.send_signal(signal.SIGINT)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(seconds)
+        if process.poll() is None:
+            below = descendants(process.pid)
+            process.kill()
+            process.wait()
+            for one in below:
+                tree.kill(one)
 
     def exit_code(self) -> int | None:
         """The command's exit code, or None while it goes on."""
+        assert self._process is not None
         return self._process.poll()
 
     def wait(self, seconds: float) -> int | None:
         """Wait at most so long for the end."""
+        assert self._process is not None
         with contextlib.suppress(subprocess.TimeoutExpired):
             return self._process.wait(seconds)
         return None
@@ -101,6 +120,17 @@ class Performance:
             file.seek(max(0, size - TAIL_BYTES))
             text = file.read().decode(errors="replace")
         return "\n".join(f"  | {line}" for line in text.splitlines()[-lines:])
+
+
+@contextlib.contextmanager
+def _held_back() -> Iterator[set[signal.Signals]]:
+    """Inside, SIGINT and SIGTERM wait; gives the mask as it was. What they raise while a fork runs
+    Python's own hooks would be ignored there, and the interrupt lost."""
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    try:
+        yield {signal.Signals(number) for number in mask}
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 def _environment(environ: Mapping[str, str]) -> dict[str, str]:

@@ -125,7 +125,8 @@ def _begin(
             _compare(journal, restored, version, chosen, ranks)
             notes = attached.check(restored.stored, strict)
             notes += attached.restore(restored.stored, strict)
-            rng.restore(restored.rng)
+            # What stands between `attach` and the loop to come back to repeats as it was.
+            rng.restore(restored.position.begun if restored.position.places else restored.rng)
         except (WalrecoverError, OSError) as error:
             journal.append(ev.PlanFailed(at=time.time(), reason=str(error)))
             journal.close()

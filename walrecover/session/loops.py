@@ -21,6 +21,7 @@ from walrecover.session import sources
 from walrecover.session.sources import Known, Source, shortest
 from walrecover.torch_adapter import rng
 
+KEPT_ENDS = 16
 BEHIND = -1  # the level of steps behind a loop that had ended
 
 
@@ -28,9 +29,10 @@ class Place(msgspec.Struct):
     """One loop of a position.
 
     `begin`, `before`, `item`: the random state as the loop began, before its current item was
-    fetched, and after. `done`: for each finished loop inside its current item, whether steps were
-    made there; `direct`: how many were made in between. `broken`: left by break, then finished at
-    that length.
+    fetched, and after. `done`: for each finished loop inside its current item None, or, where
+    steps were made in it, the random state as it ended. `direct`: how many steps were made in its
+    current item, outside of those. `trains`: steps are made in it, not only in loops inside it.
+    `broken`: left by break, then finished at that length.
     """
 
     ordinal: int
@@ -38,21 +40,26 @@ class Place(msgspec.Struct):
     begin: dict[str, Any]
     before: dict[str, Any]
     item: dict[str, Any]
-    done: list[bool]
+    done: list[Any]
     direct: int = 0
+    trains: bool = False
     length: int | None = None
     broken: bool = False
     sources: list[Any] = []
 
 
 class Position(msgspec.Struct):
-    """`places` outermost first, the last one being the loop whose next item was asked for.
-    `done` and `direct`: as in Place, at the top level; `behind`: how many steps were made since
-    the only place, a loop that has ended. `generators`: loaders' own, those that no place reads
-    included."""
+    """Where training stands.
+
+    `places` outermost first, the last one being the loop whose next item was asked for. `begun`:
+    the random state at `attach`. `done` and `direct`: as in Place, at the top level. `behind`: how
+    many steps were made since the only place, a loop that has ended. `generators`: loaders' own,
+    those that no place reads included.
+    """
 
     places: list[Place] = []
-    done: list[bool] = []
+    begun: dict[str, Any] = {}
+    done: list[Any] = []
     direct: int = 0
     behind: int = 0
     generators: list[Any] = []
@@ -78,8 +85,10 @@ class Frame:
         self.consumed = 0
         self.begin = rng.capture()
         self.before = self.item = self.begin
-        self.done: list[bool] = []
+        self.done: list[Any] = []
         self.direct = 0
+        self.trains = False
+        self.items_since_step = 0
         self.stepped = False
         self.resumed_inside = False
         self.guard = ReadAhead()
@@ -93,6 +102,7 @@ class Frame:
             item=self.item,
             done=list(self.done),
             direct=self.direct,
+            trains=self.trains,
             length=self.length,
             broken=broken,
             sources=[source.state(inside=inside) for source in self.sources],
@@ -114,7 +124,8 @@ class Loops:
     def __init__(self, host: Host) -> None:
         self.host = host
         self.stack: list[Frame] = []
-        self.done: list[bool] = []
+        self.begun = rng.capture()
+        self.done: list[Any] = []
         self.direct = 0
         self.behind = 0
         self.replays: dict[int, int] = {}
@@ -124,13 +135,15 @@ class Loops:
         self.step_waiting = False
         self.thread = threading.get_ident()
         self.last_top: Place | None = None
-        self.done_before_top: list[bool] = []
+        self.done_before_top: list[Any] = []
+        self.misread = ""
         self.known = Known()
         self.opaque: list[str] = []
 
     def begin_resume(self, position: Position) -> None:
         """Loops that start from now on continue where `position` says."""
         self.pending = position if position.places else None
+        self.begun = position.begun
         self.done = list(position.done)
         self.direct = position.direct
         self.replays = {n: place.direct for n, place in enumerate(position.places[:-1], 1)}
@@ -144,6 +157,7 @@ class Loops:
         if not self.stack and self.last_top is not None:
             return Position(
                 [self.last_top],
+                self.begun,
                 self.done_before_top,
                 self.direct - self.behind,
                 self.behind,
@@ -151,13 +165,14 @@ class Loops:
             )
         last = len(self.stack) - 1
         places = [frame.place(inside=n < last) for n, frame in enumerate(self.stack)]
-        return Position(places, list(self.done), self.direct, 0, self.known.tree())
+        return Position(places, self.begun, list(self.done), self.direct, 0, self.known.tree())
 
     def end_position(self) -> Position:
         """Where training stands when `finish` is called in the middle of a loop, or after it."""
         if self.stack:
             place = self.stack[0].place(broken=True)
-            return Position([place], list(self.done), self.direct, 0, self.known.tree())
+            done = list(self.done)
+            return Position([place], self.begun, done, self.direct, 0, self.known.tree())
         return self.position()
 
     def indices(self) -> tuple[int, ...]:
@@ -170,6 +185,8 @@ class Loops:
 
         Raises NotRestored where that loop was not entered, BadInput where something reads ahead.
         """
+        if self.misread:
+            raise BadInput(self.misread)
         if self._is_replay():
             return False
         if self.pending is not None:
@@ -186,12 +203,14 @@ class Loops:
         if self.stepped_in is not None:
             self.stepped_in.guard.stepped(sys._getframe(1))
             self.stepped_in.direct += 1
+            self.stepped_in.trains = True
         else:
             self.direct += 1
             self.behind += 1
         self.step_waiting = True
         for frame in self.stack:
             frame.stepped = True
+            frame.items_since_step = 0
         return True
 
     def _is_replay(self) -> bool:
@@ -233,7 +252,9 @@ class Loops:
         how = self._how(ordinal, depth)
         self.known.meet((*(f.ordinal for f in self.stack), ordinal), frame.sources)
         if how == "skipped":
-            self._mark_done(ordinal, True)
+            ended = self._done(depth)[ordinal]
+            self._mark_done(ordinal, ended)
+            rng.restore(ended)  # what stands between the loops repeats as it was
             return frame, how
         if how == "resumed":
             assert self.pending is not None
@@ -252,24 +273,30 @@ class Loops:
 
     def _how(self, ordinal: int, depth: int) -> str:
         pending = self.pending
-        if pending is None:
-            done = self.done if depth == 0 else []
-            return "skipped" if ordinal < len(done) and done[ordinal] else "new"
-        if depth >= len(pending.places) or not all(f.resumed_inside for f in self.stack):
-            return "new"
-        place = pending.places[depth]
-        if ordinal == place.ordinal:
-            return "resumed"
-        if ordinal > place.ordinal:
-            raise NotRestored(self._lost(depth))
-        done = pending.places[depth - 1].done if depth else pending.done
-        return "skipped" if ordinal < len(done) and done[ordinal] else "new"
+        if pending is not None:
+            if depth >= len(pending.places) or not all(f.resumed_inside for f in self.stack):
+                return "new"
+            place = pending.places[depth]
+            if ordinal == place.ordinal:
+                return "resumed"
+            if ordinal > place.ordinal:
+                raise NotRestored(self._lost(depth))
+        done = self._done(depth)
+        return "skipped" if ordinal < len(done) and done[ordinal] is not None else "new"
 
-    def _mark_done(self, ordinal: int, stepped: bool) -> None:
+    def _done(self, depth: int) -> list[Any]:
+        """The loops that had ended before the snapshot, of those that begin now."""
+        if depth == 0:
+            return self.done
+        return self.pending.places[depth - 1].done if self.pending is not None else []
+
+    def _mark_done(self, ordinal: int, ended: dict[str, Any] | None) -> None:
+        """`ended`: the random state, of a loop in which steps were made."""
         done = self.stack[-1].done if self.stack else self.done
-        while len(done) <= ordinal:
-            done.append(False)
-        done[ordinal] = done[ordinal] or stepped
+        done += [None] * (ordinal + 1 - len(done))
+        done[ordinal] = ended if done[ordinal] is None else done[ordinal]
+        if ended is not None and ordinal >= KEPT_ENDS and done[ordinal - KEPT_ENDS] is not None:
+            done[ordinal - KEPT_ENDS] = {}  # a script that loops thousands of times around a loop
 
     def _lost(self, depth: int) -> str:
         return (
@@ -290,7 +317,7 @@ class Loops:
         rng.restore(place.begin)
         frame.begin, frame.before, frame.item = place.begin, place.before, place.item
         frame.done = list(place.done) if innermost else []
-        frame.direct = place.direct
+        frame.direct, frame.trains = place.direct, place.trains
         frame.stepped = True
         frame.resumed_inside = not innermost
         if place.broken and not _longer(frame.length, place.length):
@@ -326,6 +353,7 @@ class Loops:
             frame.before = rng.capture()
         items = frame.fetch()
         frame.consumed += 1
+        frame.items_since_step += 1
         frame.done = []
         self.children[-1] = 0
         self.replays[BEHIND] = 0
@@ -342,10 +370,12 @@ class Loops:
 
     def _require_thread(self) -> None:
         if threading.get_ident() != self.thread:
-            raise BadInput(
+            self.misread = (
                 "something reads ahead of run.loop() in another thread, so that its position is "
                 "not the training's: let run.loop() be the outermost reader, run.loop(prefetch(…))"
             )
+        if self.misread:  # in that thread, and at the next occasion in the training's
+            raise BadInput(self.misread)
 
     def _require_active(self, frame: Frame) -> None:
         self._require_thread()
@@ -365,17 +395,19 @@ class Loops:
                 self.last_top = last.place(broken=broken)
                 self.done_before_top = list(self.done)
                 self.behind = 0
-            self._mark_done(last.ordinal, last.stepped)
+            self._mark_done(last.ordinal, rng.capture() if last.stepped else None)
             if last is frame:
                 break
         if frame is self.stepped_in and self.step_waiting:
             self.stepped_in = self.stack[-1] if self.stack else None
 
     def exhausted(self, frame: Frame) -> None:
-        """A loop has no more items. The end of an outermost loop with steps ends the run."""
+        """A loop has no more items. The end of an outermost loop with steps ends the run, unless
+        the last items belong to a step that is still to come (accumulated gradients)."""
         if frame.resumed_inside and self.pending is not None:
             raise NotRestored(self._lost(self.stack.index(frame) + 1))
-        if self.stack == [frame] and frame.stepped:
+        half_done = frame.trains and frame.items_since_step
+        if self.stack == [frame] and frame.stepped and not half_done:
             self.host.loops_ended()
         self.leave(frame, broken=False)
 

@@ -86,8 +86,8 @@ def _begin_persistent(loader: DataLoader[Any], skip: int) -> Iterator[Any]:
     the seed is drawn from a copy of the generator, in both."""
     clone = _skipping(loader, skip)
     with _drawing_from_a_copy(clone):
-        iterator: Any = iter(clone)
-    iterator._index_sampler = loader._index_sampler
+        iterator = iter(clone)
+    vars(iterator)["_index_sampler"] = loader._index_sampler  # of the epochs to come
     loader._iterator = iterator
     return iterator
 

@@ -10,6 +10,7 @@ import sys
 from typing import Any
 
 import torch
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from walrecover.errors import Corrupt
 from walrecover.plain import Unstorable
@@ -22,7 +23,7 @@ def tensor_data(tensor: torch.Tensor, path: str) -> TensorData:
     Raises Unstorable for tensors that have no plain storage (sparse, quantized, sharded, meta, or
     of a lazy module that has not seen a batch).
     """
-    if isinstance(tensor, torch.nn.parameter.UninitializedTensorMixin):
+    if isinstance(tensor, UninitializedParameter | UninitializedBuffer):
         raise Unstorable(f"{path} has no shape yet: let the model see a batch before attach()")
     detached = tensor.detach()
     if type(detached) not in (torch.Tensor, torch.nn.Parameter):

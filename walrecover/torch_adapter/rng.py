@@ -60,7 +60,7 @@ def restore(state: dict[str, Any]) -> None:
                 device = int(name.removeprefix("cuda:"))
                 if device < torch.cuda.device_count():
                     torch.cuda.set_rng_state(_byte_tensor(value), device)
-    except (ValueError, TypeError, RuntimeError) as error:
+    except (ValueError, TypeError, RuntimeError, LookupError) as error:
         raise Corrupt(f"random state: {error}") from None
 
 

@@ -412,6 +412,24 @@ def under_tqdm() -> None:
                 run.step(loss=loss)
 
 
+def prologues() -> None:
+    """Draws before, between and behind loops, kept in local variables: each repeats on resume."""
+    model, optimizer, _ = training()
+    run = walrecover.attach(model=model, optimizer=optimizer)
+    x, y = samples().tensors
+    split = torch.randperm(len(x))[:16]
+    for _ in run.loop(range(2)):
+        order = split[torch.randperm(len(split))]
+        for chosen in run.loop(order.split(4)):
+            run.step(loss=learn(model, optimizer, x[chosen], y[chosen]))
+        shift = torch.rand(4) + random.random()
+        for chosen in run.loop(order[:8].split(4)):
+            run.step(loss=learn(model, optimizer, x[chosen] + shift, y[chosen]))
+    scale = torch.rand(4) + np.random.rand()
+    for chosen in run.loop(split.split(4)):
+        run.step(loss=learn(model, optimizer, scale * x[chosen], y[chosen]))
+
+
 def three_deep() -> None:
     model, optimizer, _ = training()
     run = walrecover.attach(model=model, optimizer=optimizer)

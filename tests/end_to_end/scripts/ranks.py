@@ -1,0 +1,94 @@
+"""Scripts for two ranks over gloo, on one machine and without a network."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim.lr_scheduler import StepLR
+from torch.utils.data import DataLoader
+from torch.utils.data.distributed import DistributedSampler
+
+import walrecover
+from walrecover.session import attaching
+
+from .toy import learn, network, samples
+
+
+@contextmanager
+def group(store: str, rank: int, world: int) -> Iterator[Any]:
+    """A process group over a file that is this attempt's own."""
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    shared = dist.FileStore(store, world)
+    dist.init_process_group("gloo", store=shared, rank=rank, world_size=world)
+    yield shared
+    dist.destroy_process_group()
+
+
+def wrapped(rank: int, world: int) -> tuple[Any, torch.optim.Optimizer, Any]:
+    torch.manual_seed(1)
+    model = DistributedDataParallel(network())
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.05)
+    torch.manual_seed(rank)  # dropout differs between the ranks
+    data = samples(40)
+    sampler: Any = DistributedSampler(data, world, rank, shuffle=True, seed=2)
+    return model, optimizer, DataLoader(data, 4, sampler=sampler)
+
+
+def training(store: str, rank: int, world: int = 2, epochs: int = 3) -> None:
+    with group(store, rank, world):
+        model, optimizer, loader = wrapped(rank, world)
+        scheduler = StepLR(optimizer, 1, 0.5)
+        own = {"rank": rank, "losses": []}
+        run = walrecover.attach(model=model, optimizer=optimizer, scheduler=scheduler, own=own)
+        for epoch in run.loop(range(epochs)):
+            loader.sampler.set_epoch(epoch)
+            for x, y in run.loop(loader):
+                loss = learn(model, optimizer, x, y)
+                run.step(loss=loss)
+                own["losses"].append(loss.item())
+            scheduler.step()
+
+
+def drifting(store: str, rank: int, world: int = 2) -> None:
+    """From the third step on, the second rank's weights are not the first's."""
+    with group(store, rank, world):
+        model, optimizer, loader = wrapped(rank, world)
+        run = walrecover.attach(model=model, optimizer=optimizer)
+        for n, (x, y) in run.enumerate(loader):
+            loss = learn(model, optimizer, x, y)
+            if n == 2 and rank == 1:
+                with torch.no_grad():
+                    model.module[0].weight[0, 0] += 1
+            run.step(loss=loss)
+            dist.barrier()
+
+
+def late(store: str, rank: int, world: int = 2) -> None:
+    """The second rank never comes to `attach`."""
+    attaching.Ranks = functools.partial(attaching.Ranks, timeout=1.0)  # type: ignore[misc,assignment]
+    with group(store, rank, world) as shared:
+        if rank == 0:
+            try:
+                walrecover.attach(model=nn.Linear(1, 1))
+            finally:
+                shared.set("over", "1")
+        shared.wait(["over"])
+
+
+def refused(store: str, rank: int, world: int = 2) -> None:
+    """What the first rank cannot begin, no rank begins."""
+    with group(store, rank, world):
+        walrecover.attach(model=nn.Linear(1, 1), resume="must")
+
+
+def ungrouped() -> None:
+    os.environ["WORLD_SIZE"] = "2"
+    walrecover.attach(model=nn.Linear(1, 1))

@@ -1,0 +1,216 @@
+"""Two ranks that train together: either may be killed or stopped at any step, and both go on from
+the same one. Over gloo and a file, without a launcher; once under torchrun itself.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.attempt import KILL
+from tests.support.forkserver import ROOT, ForkServer
+from tests.support.trial import KILLED, Ended, Trial
+from walrecover import entries
+from walrecover.rundir import RunDir, list_runs
+from walrecover.sequence import Sequence
+
+TERM = int(signal.SIGTERM)
+End = tuple[int, str, int]
+
+
+class Pair:
+    """A run of two ranks. Both are one run in one folder, and keep a log and a result each."""
+
+    def __init__(self, server: ForkServer, folder: Path, script: str, **env: str) -> None:
+        self.folder = folder
+        self.ranks = [Trial(server, folder, f"ranks:{script}", env) for _ in range(2)]
+        self.attempts = 0
+
+    def run(self, ends: dict[int, End] | None = None, **arguments: Any) -> list[Ended]:
+        """One attempt of both; `ends` says how which rank is hit."""
+        self.attempts += 1
+        store = str(self.folder / f"store-{self.attempts}")
+        children = []
+        for n, rank in enumerate(self.ranks):
+            rank.attempts = 2 * self.attempts + n  # their outputs lie in one folder
+            children.append(
+                rank.start(
+                    (ends or {}).get(n),
+                    log=f"steps-{n}",
+                    result=str(self.folder / f"result-{n}"),
+                    store=store,
+                    rank=n,
+                    **arguments,
+                )
+            )
+        status = [child.wait() for child in children]
+        outputs = [self.folder / f"output-{rank.attempts}" for rank in self.ranks]
+        return [Ended(*pair) for pair in zip(status, (o.read_text() for o in outputs), strict=True)]
+
+    def results(self) -> list[Any]:
+        return [json.loads((self.folder / f"result-{n}").read_text()) for n in range(2)]
+
+    def losses(self) -> list[dict[int, set[str]]]:
+        return [rank.losses(f"steps-{n}") for n, rank in enumerate(self.ranks)]
+
+    def commits(self) -> list[entries.SnapshotRef]:
+        root = self.folder / ".walrecover"
+        (name,) = list_runs(root)
+        found = Sequence(RunDir(root, name).sequence).read()
+        return [commit.snapshot for commit in entries.commits(found)]
+
+
+Make = Callable[..., Pair]
+
+
+@pytest.fixture
+def pair(server: ForkServer, tmp_path: Path) -> Make:
+    def make(script: str, **env: str) -> Pair:
+        return Pair(server, tmp_path / f"{len(list(tmp_path.iterdir()))}", script, **env)
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def undisturbed(server: ForkServer, tmp_path_factory: pytest.TempPathFactory) -> Pair:
+    whole = Pair(server, tmp_path_factory.mktemp("undisturbed"), "training")
+    assert [ended.status for ended in whole.run()] == [0, 0]
+    return whole
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize(("k", "where"), [(3, "boundary"), (4, "step")])
+def test_either_rank_killed_at_every_kth_step(
+    pair: Make, undisturbed: Pair, rank: int, k: int, where: str
+) -> None:
+    killed = pair("training")
+    for kills in range(30):
+        ended = killed.run({rank: (k, where, KILL)})
+        if ended[rank].status == 0:
+            break
+        assert ended[rank].status == KILLED
+        assert ended[1 - rank].status == 1, ended  # its peer is gone
+    assert kills >= 3
+    assert killed.results() == undisturbed.results()
+    assert killed.losses() == undisturbed.losses()
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("k", [1, 2, 6])
+def test_a_stop_of_one_rank_stops_both_at_the_same_step(
+    pair: Make, undisturbed: Pair, rank: int, k: int
+) -> None:
+    stopped = pair("training", WALRECOVER_EVERY="1000steps")
+    for stops in range(30):
+        ended = stopped.run({rank: (k, "step", TERM)})
+        if [e.status for e in ended] == [0, 0]:
+            break
+        assert [e.status for e in ended] == [128 + TERM, 128 + TERM], ended
+        (last,) = {max(losses) for losses in stopped.losses()}  # both have made the same steps
+        assert stopped.commits()[-1].step == last
+        assert f"step {last} is saved" in ended[0].output
+    assert stops >= 1
+    assert stopped.results() == undisturbed.results()
+    assert stopped.losses() == undisturbed.losses()
+
+
+def test_more_epochs_and_a_finished_run(pair: Make, undisturbed: Pair) -> None:
+    grown = pair("training")
+    assert [e.status for e in grown.run(epochs=1)] == [0, 0]
+    assert [e.status for e in grown.run(epochs=3)] == [0, 0]
+    assert grown.results() == undisturbed.results()
+    before = grown.commits()
+    assert [e.status for e in grown.run(epochs=3)] == [0, 0]
+    assert grown.commits() == before
+    assert grown.losses() == undisturbed.losses()
+
+
+def test_the_parameters_are_written_once_and_the_buffers_by_each(pair: Make) -> None:
+    run = pair("training")
+    run.run()
+    (manifest,) = (run.folder / ".walrecover").glob("runs/*/snapshots/*-end*/manifest.json")
+    first, second = json.loads(manifest.read_text())["parts"]
+    assert second["tensors"]["model.0.weight"]["file"].endswith("rank-00000.safetensors")
+    assert second["tensors"]["optimizer.state.0.exp_avg"]["file"].endswith("00000.safetensors")
+    assert second["tensors"]["model.1.running_mean"]["file"].endswith("rank-00001.safetensors")
+    assert first["replicated"] == second["replicated"]
+
+
+def test_replicas_that_differ_are_no_snapshot(pair: Make) -> None:
+    drifting = pair("drifting")
+    first, second = drifting.run()
+    assert [c.step for c in drifting.commits()] == [1, 2]
+    said = "abandoned: step 3: replicated state of rank 1 differs from rank 0's in model.0.weight"
+    assert said in first.output
+    assert "could not be committed" in first.output  # nor could the end
+    assert first.status == 1
+
+
+def test_a_rank_that_never_comes_is_named(pair: Make) -> None:
+    first, second = pair("late").run()
+    assert first.status == 1
+    assert "RanksMissing: rank 1 did not come to walrecover.attach() within 1 s" in first.output
+    assert second.status == 0
+
+
+def test_what_the_first_rank_cannot_begin_no_rank_begins(pair: Make) -> None:
+    for ended in pair("refused").run():
+        assert ended.status == 1
+        assert "has no committed snapshot to resume from" in ended.output
+
+
+def test_another_number_of_ranks_is_a_mismatch(pair: Make, server: ForkServer) -> None:
+    shrunk = pair("training")
+    shrunk.run({0: (4, "step", KILL)})
+    alone = Trial(server, shrunk.folder, "ranks:training")
+    alone.attempts = 100
+    status, output = alone.run(store=str(shrunk.folder / "alone"), rank=0, world=1)
+    assert status == 1
+    assert "Mismatch: the snapshot was taken by 2 ranks, and there are 1 now" in output
+
+
+def test_attach_before_the_process_group_is_an_error(server: ForkServer, tmp_path: Path) -> None:
+    status, output = Trial(server, tmp_path, "ranks:ungrouped").run()
+    assert status == 1
+    assert "call walrecover.attach() after torch.distributed.init_process_group()" in output
+
+
+@pytest.mark.slow
+def test_torchruns_own_restarts_are_attempts_that_resume(tmp_path: Path) -> None:
+    script = Path(__file__).parent / "scripts" / "under_torchrun.py"
+    results = []
+    for kills in (0, 2):
+        folder = tmp_path / f"{kills}"
+        folder.mkdir()
+        done = subprocess.run(
+            [
+                *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
+                *("--nproc-per-node=2", "--max-restarts=3"),
+                *(str(script), str(folder), str(kills)),
+            ],
+            cwd=folder,
+            env=os.environ
+            | {
+                "PYTHONPATH": str(ROOT),
+                "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
+                "GLOO_SOCKET_IFNAME": "lo",
+            },
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        assert done.returncode == 0, done.stderr
+        results.append([json.loads((folder / f"result-{n}").read_text()) for n in range(2)])
+    (whole, _), (first, second) = results
+    assert whole[:3] == [0, 0, 8]
+    assert first[0] == second[0] == 2
+    assert first[1] == second[1] > 0
+    assert first[2:] == second[2:] == whole[2:]
