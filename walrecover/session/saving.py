@@ -22,6 +22,7 @@ from walrecover.checkpoints import Follower
 from walrecover.entries import CommitEntry, SnapshotRef
 from walrecover.errors import Corrupt, Fenced, StorageFailed, WalrecoverError
 from walrecover.failpoints import failpoint
+from walrecover.files import sync_directory
 from walrecover.journal import Journal
 from walrecover.rundir import RunDir
 from walrecover.sequence import Sequence
@@ -127,6 +128,8 @@ class Saver:
             found = sequence.read()
             own = [c for c in model.commits(found) if c.snapshot.nonce == self.nonce]
             if own and Key(own[-1].snapshot.step, own[-1].snapshot.end) >= key:
+                # Nobody acts on an entry before it is durable, whoever wrote it (rule 1).
+                sync_directory(self.run.sequence)
                 return True
             newest = model.newest_attempt(found)
             if newest is None or newest.nonce != self.nonce:
