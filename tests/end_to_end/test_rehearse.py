@@ -137,16 +137,28 @@ def test_a_command_that_is_not_there_ends_as_in_a_shell(tmp_path: Path) -> None:
     assert "was not found" in process.stderr
 
 
+def interrupt(folder: Path, number: signal.Signals) -> int:
+    """Send a signal to a rehearsal as its second run begins; its return code."""
+    process = start(folder, "--kills", "3")
+    assert process.stderr
+    line = ""
+    while "again with 3 kills" not in line:
+        line = process.stderr.readline()
+        assert line, "the first run failed"
+    process.send_signal(number)
+    process.communicate(timeout=60)
+    return process.returncode
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_rehearsal_that_is_interrupted_leaves_nothing_behind(
     tmp_path: Path, number: signal.Signals
 ) -> None:
-    process = start(tmp_path, "--kills", "3")
-    assert process.stderr
-    # Where it lies is not said before the end, so what it has written tells that it has begun.
-    while not any("again with 3 kills" in line for line in [process.stderr.readline()]):
-        assert process.poll() is None
-    process.send_signal(number)
-    process.communicate(timeout=60)
-    assert process.returncode == 128 + number
+    assert interrupt(tmp_path, number) == 128 + number
     assert names(tmp_path) == ["trained.txt"]
+
+
+def test_a_rehearsal_that_is_killed_takes_its_processes_along(tmp_path: Path) -> None:
+    assert interrupt(tmp_path, signal.SIGKILL) == -signal.SIGKILL
+    # Its directory stays; that no process does, every test's fixture checks.
+    assert len(list(tmp_path.glob(".walrecover-rehearsal-*"))) == 1

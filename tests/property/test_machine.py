@@ -38,8 +38,10 @@ def counted_anew() -> Iterator[None]:
 
 
 @pytest.mark.slow
-def test_the_protocol_under_crashes_at_every_seam(capfd: pytest.CaptureFixture[str]) -> None:
-    run_machine(RULES, FLOOR, **OPTIONS)
+def test_the_protocol_under_crashes_at_every_seam(
+    capfd: pytest.CaptureFixture[str], pytestconfig: pytest.Config
+) -> None:
+    run_machine(RULES, FLOOR, seed=int(pytestconfig.option.hypothesis_seed), **OPTIONS)
     with capfd.disabled():
         print("", *COUNTS.lines(), sep="\n", file=sys.stderr)
     assert COUNTS.rules.total() >= RULES
@@ -127,7 +129,10 @@ BROKEN = [
 
 @pytest.mark.slow
 @pytest.mark.parametrize("broken", BROKEN, ids=lambda broken: broken.__name__)
-def test_a_rule_left_out_is_found(broken: Callable[[Patch], None], monkeypatch: Patch) -> None:
+def test_a_rule_left_out_is_found(
+    broken: Callable[[Patch], None], monkeypatch: Patch, pytestconfig: pytest.Config
+) -> None:
+    seed = int(pytestconfig.option.hypothesis_seed)
     broken(monkeypatch)
     with pytest.raises((AssertionError, WalrecoverError, OSError, ExceptionGroup)):
-        run_machine(20_000, database=None, phases=[Phase.generate], **OPTIONS)
+        run_machine(20_000, seed=seed, database=None, phases=[Phase.generate], **OPTIONS)

@@ -10,6 +10,7 @@ A commit of the newest attempt appends; a plan cuts behind its base; a retiremen
 
 from __future__ import annotations
 
+import random
 import secrets
 import shutil
 import tempfile
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import hypothesis
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -574,12 +576,14 @@ def examine_here(
     return reports
 
 
-def run_machine(rules: int, floor: int = 0, steps: int = 50, **options: Any) -> None:
+def run_machine(rules: int, floor: int = 0, *, seed: int, steps: int = 50, **options: Any) -> None:
     """Run so many rules at least, and on until each failpoint has crashed `floor` times or it is
-    plain that one never will."""
+    plain that one never will. The same seed gives the same rules."""
     chosen = settings(max_examples=50, stateful_step_count=steps, **options)
+    draw = random.Random(seed)
     with mock.patch.object(recovery, "examine_all", examine_here):
         while COUNTS.rules.total() < rules or (
             COUNTS.fewest() < floor and COUNTS.rules.total() < 5 * rules
         ):
+            hypothesis.seed(draw.getrandbits(64))(Machine)
             run_state_machine_as_test(Machine, settings=chosen)  # type: ignore[no-untyped-call]

@@ -7,15 +7,18 @@ survives whatever happens to the child next.
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from tests.support.protocol import Launch, holder
+from tests.support.protocol import Launch, entries_of, open_stream
+from walrecover import entries as model
 from walrecover import failpoints
 from walrecover.entries import CommitEntry
-from walrecover.errors import Fenced, RunBusy, StorageFailed, WalrecoverError
+from walrecover.errors import Fenced, RunBusy, WalrecoverError
 from walrecover.failpoints import FailpointReached
+from walrecover.processes import identity
 from walrecover.recovery import begin_attempt
 from walrecover.rundir import RunDir
 
@@ -61,7 +64,7 @@ def _until_its_end(work: Callable[[], None]) -> int:
         return FENCED
     except RunBusy:
         return BUSY
-    except (StorageFailed, OSError):
+    except (WalrecoverError, OSError):
         return REFUSED
     return 0
 
@@ -104,38 +107,32 @@ def train(root: str, notes: str, armed: str = "", attempts: int = 2, snapshots: 
     return code
 
 
-def vote(root: str, notes: str, number: int, armed: str, rank: int, steps: int) -> int:
+def vote(root: str, notes: str, armed: str, number: int, rank: int, steps: int) -> int:
     """The saver of one rank: it opens its stream, trains so far and votes."""
-    from tests.support.protocol import entries_of, open_stream
-    from walrecover import entries as model
-
     run = RunDir(Path(root), "a-run")
     notebook = Notebook(notes)
     entry = model.attempts(entries_of(run))[number - 1]
+    failpoints.arm(armed)
 
     def work() -> None:
         with open_stream(run, entry, rank, 2) as journal:
-            launch = Launch(run, entry, 2, [journal] * 2)
-            failpoints.arm(armed)
-            launch.journals = [journal]
+            launch = Launch(run, entry, 2, [journal])
             launch.train(steps)
+            launch.committed_lsn = [0] * 2
             launch.vote(rank, stream=journal)
             notebook.say("synced", entry.label, f"rank-{rank}", journal.durable)
 
     return _until_its_end(work)
 
 
-def begin(root: str, notes: str, armed: str = "", as_myself: bool = True) -> int:
-    """A supervisor-like process: it enters an attempt, then says that it holds the run."""
-    from walrecover.processes import identity
-
-    run = RunDir(Path(root), "a-run")
-    notebook = Notebook(notes)
-    failpoints.arm(armed)
+def hold(root: str, gate: str) -> int:
+    """Of several that begin at once, the one that holds the run stops, so that it stays alive."""
+    with open(gate):  # opens once somebody opens the other end
+        run = RunDir(Path(root), "a-run")
 
     def work() -> None:
         run.create()
-        entry = begin_attempt(run, identity() if as_myself else holder()).entry
-        notebook.say("began", entry.number, entry.nonce)
+        begin_attempt(run, identity())
+        os.kill(os.getpid(), signal.SIGSTOP)
 
     return _until_its_end(work)

@@ -99,9 +99,7 @@ LOADERS: dict[str, Make] = {
     "subset": lambda d: DataLoader(d, 4, sampler=SubsetRandomSampler(range(3, 17))),
     "batch sampler": lambda d: DataLoader(d, batch_sampler=BatchSampler(RandomSampler(d), 5, True)),
     "no batches": lambda d: DataLoader(d, batch_size=None, sampler=RandomSampler(d)),
-    "no batches, in order": lambda d: DataLoader(
-        d, batch_size=None, sampler=SequentialSampler(d)
-    ),
+    "no batches, in order": lambda d: DataLoader(d, batch_size=None, sampler=SequentialSampler(d)),
     "distributed": distributed,
     "lazy": lambda d: DataLoader(d, 4, sampler=Lazy(18)),
 }
@@ -127,7 +125,7 @@ def epoch(source: Source, upto: int | None = None) -> list[Any]:
             item = source.next()
         except StopIteration:
             break
-        found.append((item.tolist() if isinstance(item, torch.Tensor) else item))
+        found.append(item.tolist() if isinstance(item, torch.Tensor) else item)
         torch.rand(3)
     return found
 

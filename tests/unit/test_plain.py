@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import math
 import struct
 import sys
@@ -103,7 +104,7 @@ def test_every_storable_tree_comes_back_with_its_types(tree: Any) -> None:
         [10 ** (sys.int_info.default_max_str_digits + 700)],  # too long to be written in decimal
         "\ud800 alone",
         True,
-        {1: "one", "1": "text", True: 0},
+        {1: "one", "1": "text", False: 0},
         {(1, (2, 3)): frozenset({1})},
         collections.Counter({3: 2, 7: 1}),
         collections.OrderedDict([(2, 0), (1, 0)]),
@@ -188,10 +189,8 @@ wire = st.recursive(
 
 @given(st.sampled_from(["l", "q", "d", "dd", "cn", "i", "c", "ba", "su", "x"]), st.lists(wire))
 def test_any_wire_form_gives_a_value_or_corrupt(tag: str, rest: list[Any]) -> None:
-    try:
+    with contextlib.suppress(Corrupt):
         plain.from_tree([tag, *rest])
-    except Corrupt:
-        pass
 
 
 @pytest.mark.parametrize(

@@ -9,14 +9,15 @@ from typing import Any
 
 import pytest
 
-from tests.support.protocol import Launch, capture, holder, tensor
+from tests.support.protocol import capture, completed, holder, open_stream, tensor
 from walrecover import events as ev
-from walrecover import plain, snapshot
+from walrecover import plain, recovery, snapshot
 from walrecover.rehearse import readout
 from walrecover.rehearse.compare import compare, weights_digest
 from walrecover.rehearse.readout import Unfinished
 from walrecover.rundir import RunDir
 
+RANKS = 2
 OBJECTS = {"extra": {"kind": "dict", "state": {"best": 0.5, (1, 2): "x"}}}
 
 
@@ -36,15 +37,44 @@ def tree(step: int) -> dict[str, Any]:
     }
 
 
-def save(launch: Launch, weights: Sequence[float], *, finished: bool = False) -> None:
-    run, entry = launch.run, launch.entry
-    data = struct.pack(f"<{len(weights)}f", *weights)
-    for rank in range(launch.world):
-        taken = capture(run.name, entry, rank, launch.world, launch.step, end=finished)
-        tensors = {"model.weight": tensor(data, "float32", (len(weights),))}
-        taken = taken._replace(tensors=tensors, shared=frozenset(), tree=tree(launch.step))
-        snapshot.vote(run, taken, launch.journals[rank])
-    assert launch.commit(end=finished, finished=finished)
+class Attempt:
+    """One attempt of two ranks. A context manager: on leaving it, the journals are closed."""
+
+    def __init__(self, run: RunDir) -> None:
+        run.create()
+        self.run, self.entry = run, recovery.begin_attempt(run, holder()).entry
+        self.step = self.entry.plan.base.step if self.entry.plan.base else 0
+        self.journals = [open_stream(run, self.entry, rank, RANKS) for rank in range(RANKS)]
+
+    def __enter__(self) -> Attempt:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for journal in self.journals:
+            journal.close()
+
+    def train(self, steps: int) -> None:
+        for _ in range(steps):
+            self.step += 1
+            for journal in self.journals:
+                journal.append(completed(self.step))
+
+    def save(self, weights: Sequence[float], *, finished: bool = False) -> None:
+        data = struct.pack(f"<{len(weights)}f", *weights)
+        for rank in range(RANKS):
+            taken = capture(self.run.name, self.entry, rank, RANKS, self.step, end=finished)
+            tensors = {"model.weight": tensor(data, "float32", (len(weights),))}
+            taken = taken._replace(tensors=tensors, shared=frozenset(), tree=tree(self.step))
+            snapshot.vote(self.run, taken, self.journals[rank])
+        assert snapshot.commit(
+            self.run,
+            step=self.step,
+            end=finished,
+            attempt=self.entry.number,
+            nonce=self.entry.nonce,
+            world=RANKS,
+            finished=finished,
+        )
 
 
 def perform(root: Path, *lives: int, weights: Sequence[float] = (1.0, 2.0), end: int = 9) -> RunDir:
@@ -52,13 +82,13 @@ def perform(root: Path, *lives: int, weights: Sequence[float] = (1.0, 2.0), end:
     to the end."""
     run = RunDir(root, "run")
     for steps in lives:
-        with Launch.begin(run, holder()) as launch:
-            launch.train(steps - 2)
-            save(launch, weights)
-            launch.train(2)
-    with Launch.begin(run, holder()) as launch:
-        launch.train(end - launch.step)
-        save(launch, weights, finished=True)
+        with Attempt(run) as attempt:
+            attempt.train(steps - 2)
+            attempt.save(weights)
+            attempt.train(2)
+    with Attempt(run) as attempt:
+        attempt.train(end - attempt.step)
+        attempt.save(weights, finished=True)
     return run
 
 
@@ -103,11 +133,11 @@ def test_the_first_element_that_differs_is_found(tmp_path: Path) -> None:
 
 def test_scalars_that_arrived_later_belong_to_their_step(tmp_path: Path) -> None:
     run = RunDir(tmp_path, "run")
-    with Launch.begin(run, holder()) as launch:
-        launch.train(3)
-        for journal in launch.journals:
+    with Attempt(run) as attempt:
+        attempt.train(3)
+        for journal in attempt.journals:
             journal.append(ev.ScalarsArrived(step=2, scalars={"late": 7.0}))
-        save(launch, (1.0,), finished=True)
+        attempt.save((1.0,), finished=True)
     steps = readout.outcome(run).history[1]
     assert steps[2].scalars == {"loss": 0.25, "late": 7.0}
     assert "late" not in steps[3].scalars
@@ -115,11 +145,11 @@ def test_scalars_that_arrived_later_belong_to_their_step(tmp_path: Path) -> None
 
 def test_a_run_without_its_end_is_refused(tmp_path: Path) -> None:
     run = RunDir(tmp_path, "run")
-    with Launch.begin(run, holder()) as launch:
-        launch.train(2)
+    with Attempt(run) as attempt:
+        attempt.train(2)
         with pytest.raises(Unfinished, match="no snapshot at all"):
             readout.outcome(run)
-        save(launch, (1.0,))
+        attempt.save((1.0,))
     with pytest.raises(Unfinished, match="newest snapshot is of step 2"):
         readout.outcome(run)
 
@@ -127,8 +157,8 @@ def test_a_run_without_its_end_is_refused(tmp_path: Path) -> None:
 def test_timing_says_how_the_undisturbed_run_went(tmp_path: Path) -> None:
     run = RunDir(tmp_path, "run")
     assert not readout.has_ranks(run)
-    with Launch.begin(run, holder()) as launch:
-        journal = launch.journals[0]
+    with Attempt(run) as attempt:
+        journal = attempt.journals[0]
         for step, at in enumerate((10.0, 10.5, 11.0, 14.0), start=1):
             journal.append(ev.StepCompleted(step=step, at=at))
             journal.append(ev.ShardsWritten(step=step, files=(), at=at, seconds=0.25 * step))

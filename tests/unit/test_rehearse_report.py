@@ -62,7 +62,8 @@ def test_the_flow_of_a_recovery_is_one_line() -> None:
     )
     fresh = report.describe_flow(flow._replace(seen=None, base=0, again=0))
     assert fresh.startswith("  → started from the beginning, restored")
-    assert "without it" in report.describe_flow(None)
+    assert "(1 step done again)" in report.describe_flow(flow._replace(again=1))
+    assert "no other attempt" in report.describe_flow(None)
 
 
 def test_the_last_line_says_identical_with_the_digest(capsys: pytest.CaptureFixture[str]) -> None:

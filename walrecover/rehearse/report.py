@@ -112,10 +112,11 @@ def describe_strike(strike: Strike, number: int, kills: int) -> str:
 
 def describe_flow(flow: Flow | None) -> str:
     if flow is None:
-        return "  → no attempt trained after it: the script went on without it, or gave up"
+        return "  → no other attempt trained before the next kill, or the end"
     seen = f"seen after {duration(flow.seen)} → " if flow.seen is not None else ""
     base = f"resumed after step {flow.base}" if flow.base else "started from the beginning"
-    again = f" ({flow.again} steps done again)" if flow.again else ""
+    steps = "step" if flow.again == 1 else "steps"
+    again = f" ({flow.again} {steps} done again)" if flow.again else ""
     return (
         f"  → {seen}{base}{again}, restored after {duration(flow.restored)} "
         f"→ training again after {duration(flow.training)}"

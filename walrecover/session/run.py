@@ -38,6 +38,7 @@ from walrecover.torch_adapter.ranks import World
 
 MEASURED_STEPS = 3
 PACE_CHANGE = 1.5
+PATIENCE_SECONDS = 5.0  # with the other ranks' votes for the end, once this one is to stop
 
 
 class Run:
@@ -319,8 +320,11 @@ class Run:
         durable = self._saver.wait(key) or self._last_key is None
         if self._saver.failed:
             raise self._saver.failed
-        self._journal.append(ev.RunStopped(at=time.time(), step=key.step, signal=number))
         kept = f"step {key.step} is saved" if durable else "the last committed snapshot stands"
+        self._leave(number, kept)
+
+    def _leave(self, number: int, kept: str) -> None:
+        self._journal.append(ev.RunStopped(at=time.time(), step=self._step, signal=number))
         self._say(f"stopped by {signal.Signals(number).name}; {kept}, the same command resumes")
         self._close()
         if number == signal.SIGINT:
@@ -336,9 +340,14 @@ class Run:
             self._finished_at = self._step
             return
         saved = self._save(key, position, finished=True)
-        durable = saved and self._saver.wait(key)
+        patient_until = time.monotonic() + PATIENCE_SECONDS
+        durable = saved and self._saver.wait(
+            key, lambda: self._signals.received is not None and time.monotonic() > patient_until
+        )
         if self._saver.failed:
             raise self._saver.failed
+        if not durable and self._signals.received is not None:
+            self._leave(self._signals.received, "the last committed snapshot stands")
         if not durable:
             raise StorageFailed(
                 f"the end of run {self.name} (step {self._step}) could not be committed; "

@@ -19,11 +19,12 @@ from walrecover import entries as model
 from walrecover import events as ev
 from walrecover import snapshot
 from walrecover.checkpoints import Follower
-from walrecover.entries import CommitEntry, SnapshotRef
+from walrecover.entries import CommitEntry, SnapshotRef, snapshot_name
 from walrecover.errors import Corrupt, Fenced, StorageFailed, WalrecoverError
 from walrecover.failpoints import failpoint
 from walrecover.files import sync_directory
 from walrecover.journal import Journal
+from walrecover.manifest import disagreement
 from walrecover.rundir import RunDir
 from walrecover.sequence import Sequence
 from walrecover.snapshot import Capture, Disagreed
@@ -31,6 +32,8 @@ from walrecover.snapshot import Capture, Disagreed
 log = logging.getLogger("walrecover")
 POLL_SECONDS = 0.005
 WAIT_SECONDS = 120.0
+FAREWELL_SECONDS = 1.0
+GIVING_UP_SECONDS = 0.25
 
 
 class Key(NamedTuple):
@@ -114,17 +117,19 @@ class Saver:
         except StorageFailed:
             log.warning("the journal could not note it")
 
-    def wait(self, key: Key) -> bool:
-        """Wait until a capture of this attempt is committed; False where it will not be."""
+    def wait(self, key: Key, gives_up: Callable[[], bool] = lambda: False) -> bool:
+        """Wait until a capture of this attempt is committed; False where it will not be, or
+        where `gives_up` says so meanwhile."""
+        deadline = time.monotonic() + WAIT_SECONDS
         if self.rank == 0:
             with self._changed:
-                self._changed.wait_for(
-                    lambda: self.failed is not None or not self._is_waiting(key), WAIT_SECONDS
-                )
+                while self.failed is None and self._is_waiting(key):
+                    if time.monotonic() > deadline or gives_up():
+                        break
+                    self._changed.wait(GIVING_UP_SECONDS)
             return self.committed is not None and self.committed >= key
-        deadline = time.monotonic() + WAIT_SECONDS
         sequence = Sequence(self.run.sequence)
-        while time.monotonic() < deadline:
+        while time.monotonic() < deadline and not gives_up() and not self._is_disagreed(key):
             found = sequence.read()
             own = [c for c in model.commits(found) if c.snapshot.nonce == self.nonce]
             if own and Key(own[-1].snapshot.step, own[-1].snapshot.end) >= key:
@@ -136,6 +141,16 @@ class Saver:
                 return False
             time.sleep(POLL_SECONDS * 2)
         return False
+
+    def _is_disagreed(self, key: Key) -> bool:
+        """Whether rank 0 will abandon it: that follows from the votes alone."""
+        try:
+            parts = snapshot.read_votes(
+                self.run, snapshot_name(key.step, self.attempt, self.nonce, key.end), self.world
+            )
+        except (Corrupt, OSError):
+            return False
+        return parts is not None and disagreement(parts) is not None
 
     def _is_waiting(self, key: Key) -> bool:
         return any(waiting == key for waiting, _ in self._waiting)
@@ -157,8 +172,10 @@ class Saver:
         self._lsns = {k: lsn for k, lsn in self._lsns.items() if k > key}
 
     def close(self) -> None:
-        """Let the keeper finish what it began, then end it."""
+        """Let the keeper finish what it began, then end it. Votes that are missing now will hardly
+        come: where they are a dead rank's, this process must end, too, and soon."""
         with self._changed:
+            self._changed.wait_for(lambda: not self._waiting, FAREWELL_SECONDS)
             self._closing = True
             self._changed.notify_all()
         if self._keeper is not None:
@@ -219,7 +236,7 @@ class Saver:
             with self._changed:
                 self._idle = True
                 self._changed.notify_all()
-                if self._closing and not self._waiting and not self._unverified:
+                if self._closing and not self._unverified:
                     return
                 if not self._waiting and not self._unverified:
                     self._changed.wait()

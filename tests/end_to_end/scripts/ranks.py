@@ -19,7 +19,7 @@ from torch.utils.data.distributed import DistributedSampler
 import walrecover
 from walrecover.session import attaching
 
-from .toy import learn, network, samples
+from .toy import learn, network, samples, seed
 
 
 @contextmanager
@@ -33,7 +33,7 @@ def group(store: str, rank: int, world: int) -> Iterator[Any]:
 
 
 def wrapped(rank: int, world: int) -> tuple[Any, torch.optim.Optimizer, Any]:
-    torch.manual_seed(1)
+    seed()
     model = DistributedDataParallel(network())
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.05)
     torch.manual_seed(rank)  # dropout differs between the ranks

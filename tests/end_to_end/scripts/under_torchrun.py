@@ -1,9 +1,8 @@
-"""What torchrun starts: the first rank kills itself once in each of its first two lives."""
+"""What torchrun starts, as a script. The first rank kills itself in each of its first lives."""
 
 import json
 import os
 import signal
-import sys
 from pathlib import Path
 
 import torch
@@ -14,7 +13,7 @@ from torch.utils.data.distributed import DistributedSampler
 
 import walrecover
 
-folder, kills = Path(sys.argv[1]), int(sys.argv[2])
+folder, kills = Path.cwd(), int(os.environ["KILLS"])
 life, rank = int(os.environ["TORCHELASTIC_RESTART_COUNT"]), int(os.environ["RANK"])
 store = dist.FileStore(str(folder / f"store-{life}"), 2)
 dist.init_process_group("gloo", store=store, rank=rank, world_size=2)
