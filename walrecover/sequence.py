@@ -13,7 +13,7 @@ from pathlib import Path
 
 from walrecover import entries as model
 from walrecover.entries import Entry
-from walrecover.errors import Corrupt, StorageFailed
+from walrecover.errors import Corrupt, StorageFailed, WalrecoverError
 from walrecover.failpoints import failpoint
 from walrecover.files import (
     SyncFailed,
@@ -133,7 +133,8 @@ class Sequence:
     def settle(self, decide: Callable[[list[Entry]], Entry | None]) -> tuple[list[Entry], bool]:
         """Read, decide, create; where another entry came first, read and decide anew.
 
-        `decide` gets all entries and returns the next one or None (nothing to do); it may raise.
+        `decide` gets all entries and returns the next one or None (nothing to do); it may raise,
+        which is final only where nothing was entered meanwhile.
         Returns the entries as they then stand, and whether ours is the last of them.
         """
         while True:
@@ -142,7 +143,12 @@ class Sequence:
             if found:
                 with storage("cannot make the sequence durable"):
                     sync_directory(self.folder)
-            entry = decide(found)
+            try:
+                entry = decide(found)
+            except WalrecoverError:
+                if len(self.read()) > len(found):
+                    continue  # it was about a past that somebody has changed meanwhile
+                raise
             if entry is None:
                 return found, False
             if self.create_next(len(found), entry):

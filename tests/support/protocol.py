@@ -28,7 +28,7 @@ from walrecover.processes import identity
 from walrecover.rundir import RunDir
 from walrecover.sequence import Sequence
 from walrecover.shards import TensorData
-from walrecover.snapshot import Capture, DurableStream
+from walrecover.snapshot import Capture, Disagreed, DurableStream
 
 BYTES = 48
 MAP_BYTES = 1 << 20
@@ -143,7 +143,8 @@ class Launch:
         """All ranks vote, rank 0 commits."""
         parts = [self.vote(rank, end=end) for rank in range(self.world)]
         entry = self.commit(end=end, finished=finished)
-        assert entry is not None
+        if entry is None:
+            raise Disagreed("the votes are gone: a newer attempt has swept them away")
         self.committed_lsn = [part.lsn for part in parts]
         return entry
 

@@ -127,6 +127,20 @@ def test_the_loser_reads_again_and_decides_anew(folder: Path) -> None:
     assert Sequence(folder).read() == entries
 
 
+def test_a_refusal_that_is_about_the_past_is_decided_anew(folder: Path) -> None:
+    """What a slow starter had read was retired and deleted meanwhile: nothing verifies, for it."""
+    sequence = fill(folder, attempt(1))
+
+    def decide(found: list[Entry]) -> Entry:
+        if len(found) == 1:
+            Sequence(folder).create_next(1, committed(2, 1))
+            raise Corrupt("nothing verifies")
+        raise StorageFailed("busy")
+
+    with pytest.raises(StorageFailed, match="busy"):
+        sequence.settle(decide)
+
+
 def test_deciding_that_there_is_nothing_to_do(folder: Path) -> None:
     sequence = fill(folder, attempt(1))
     assert sequence.settle(lambda found: None) == ([attempt(1)], False)

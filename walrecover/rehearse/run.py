@@ -34,7 +34,8 @@ if TYPE_CHECKING:
 
 LOOK_SECONDS = 0.05
 RESTARTS = 25
-"""In a row without a completed step: every kill comes after one, so these are the script's own."""
+"""In a row without a new step. Every kill comes after one, though the journal may have lost it; so
+many in a row are the script's own failures."""
 
 
 class CannotRehearse(WalrecoverError):
@@ -56,7 +57,8 @@ def rehearse(
     console: Console | None = None,
 ) -> int:
     """Rehearse the crash of a command; 0 only if the killed run ended with the same bits and all
-    kills landed as they should. Raises BadInput, CannotRehearse and other WalrecoverErrors."""
+    kills landed as they should. For the main thread. Raises BadInput, CannotRehearse and other
+    WalrecoverErrors."""
     asked = pace.parse(every) if every else None
     if kills < 1:
         raise BadInput("--kills is a whole number from 1")

@@ -29,7 +29,8 @@ class Scratch:
 
 @contextmanager
 def ended_by_sigterm() -> Iterator[None]:
-    """SIGTERM ends us as an exception, so that what we started is ended and removed."""
+    """SIGTERM ends us as an exception, so that what we started is ended and removed. Main thread
+    only."""
 
     def leave(number: int, frame: object) -> None:
         raise SystemExit(128 + number)
@@ -38,7 +39,7 @@ def ended_by_sigterm() -> Iterator[None]:
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)
 
 
 @contextmanager
