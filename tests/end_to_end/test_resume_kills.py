@@ -28,6 +28,7 @@ SHAPES = (
     "stateful_outside",
     "torchdata_loader",
     "torchdata_workers",
+    "torchdata_outside",
     "opaque",
     "endless",
     "one_after_the_other",

@@ -34,7 +34,7 @@ DIFFERENT = RESULT._replace(difference=Difference(12, 1, "loss", "0.5", "0.75"))
 def said(result: Result, capsys: pytest.CaptureFixture[str]) -> tuple[str, str]:
     """stdout and stderr of a verdict."""
     errors = io.StringIO()
-    report.write_text(result, Progressing(Console(file=errors, width=200)))
+    report.write_text(result, Progressing(Console(file=errors, width=200)).line)
     return capsys.readouterr().out, errors.getvalue()
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
@@ -137,17 +137,17 @@ def describe_difference(difference: Difference) -> str:
     return f"different from step {difference.step} on{where}: {difference.what} is {values}"
 
 
-def write_text(result: Result, progress: Progressing) -> None:
-    """Notes on stderr, the verdict on stdout."""
+def write_text(result: Result, say: Callable[[str], None]) -> None:
+    """Notes to `say`, the verdict on stdout."""
     landed, inside = len(result.landed), result.inside
-    progress.line(
+    say(
         f"{landed} of {result.kills} kills landed while the script trained, {inside} of them in a "
         f"snapshot, in {result.seconds:.0f} s"
     )
     if result.files:
         more = len(result.files) - SHOWN_FILES
         names = ", ".join(result.files[:SHOWN_FILES]) + (f" and {more} more" if more > 0 else "")
-        progress.line(f"both runs wrote these files, and the second overwrote the first: {names}")
+        say(f"both runs wrote these files, and the second overwrote the first: {names}")
     lines = [f"not shown: {problem}" for problem in result.problems]
     if result.difference is not None:
         lines.append(describe_difference(result.difference))

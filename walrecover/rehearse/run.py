@@ -63,17 +63,16 @@ def rehearse(
     if kills < 1:
         raise BadInput("--kills is a whole number from 1")
     began = time.monotonic()
-    with (
-        ended_by_sigterm(),
-        Progressing(console) as progress,
-        scratch_directory(keep, progress.line) as scratch,
-    ):
-        result = _Rehearsal(command, kills, seed, asked, every, scratch, progress).perform(began)
+    progress = Progressing(console)
+    with ended_by_sigterm(), scratch_directory(keep, progress.line) as scratch:
+        with progress:
+            rehearsal = _Rehearsal(command, kills, seed, asked, every, scratch, progress)
+            result = rehearsal.perform(began)
         scratch.failed = bool(result.problems) or result.difference is not None
-        if json:
-            report.write_json(result)
-        else:
-            report.write_text(result, progress)
+    if json:
+        report.write_json(result)
+    else:
+        report.write_text(result, progress.line)
     return 0 if result.identical else 1
 
 

@@ -291,6 +291,16 @@ def torchdata_loader(workers: int = 0) -> None:
             run.step(loss=learn(model, optimizer, x, y))
 
 
+def torchdata_outside() -> None:
+    """Its first item draws a seed where it is read, and none where it is restored."""
+    model, optimizer, _ = training()
+    run = walrecover.attach(model=model, optimizer=optimizer)
+    for x, y in run.loop(StatefulDataLoader(samples(), 6, shuffle=True)):
+        noise = torch.randn_like(x)
+        for half in run.loop([slice(0, 3), slice(3, None)]):
+            run.step(loss=learn(model, optimizer, x[half] + noise[half], y[half]))
+
+
 def opaque() -> None:
     """A generator, read again from its beginning; it draws while it is read."""
     model, optimizer, _ = training()
