@@ -14,7 +14,7 @@ from typing import Any
 
 from walrecover import entries as model
 from walrecover import events as ev
-from walrecover import recovery
+from walrecover import recovery, snapshot
 from walrecover.beats import Beat
 from walrecover.entries import AttemptEntry, Holder
 from walrecover.errors import BadInput, Fenced, WalrecoverError
@@ -130,6 +130,9 @@ def _begin(
         except (WalrecoverError, OSError) as error:
             journal.append(ev.PlanFailed(at=time.time(), reason=str(error)))
             journal.close()
+            # A newer attempt may have retired the base: then that is what happened, not damage.
+            found = Sequence(run.sequence).read()
+            snapshot.require_newest(found, entry.number, entry.nonce)
             raise
         for note in notes:
             print(f"walrecover: not restored: {note}", file=sys.stderr)

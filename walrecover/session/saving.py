@@ -32,6 +32,7 @@ from walrecover.snapshot import Capture, Disagreed
 log = logging.getLogger("walrecover")
 POLL_SECONDS = 0.005
 WAIT_SECONDS = 120.0
+LOOK_SECONDS = 1.0
 FAREWELL_SECONDS = 1.0
 GIVING_UP_SECONDS = 0.25
 
@@ -74,6 +75,7 @@ class Saver:
         self._follower = Follower(journal.path, journal.stream)
         self._changed = threading.Condition()
         self._closing = False
+        self._next_look = 0.0
         self._idle = True
         self._keeper: threading.Thread | None = None
 
@@ -100,7 +102,8 @@ class Saver:
         )
         if self.rank == 0:
             if self.world == 1:
-                self._commit(key, finished)
+                if not self._commit(key, finished):
+                    self.abandon(key, "its vote is gone")
             else:
                 with self._changed:
                     self._waiting.append((key, finished))
@@ -268,6 +271,7 @@ class Saver:
                 if self._commit(key, finished):
                     break
             else:
+                self._look_for_successor()
                 return
             with self._changed:
                 for _ in range(place):
@@ -277,6 +281,13 @@ class Saver:
                 if self.failed:
                     raise self.failed
                 self._changed.notify_all()
+
+    def _look_for_successor(self) -> None:
+        """Votes that a newer attempt has swept away never come: look now and then. Raises Fenced."""
+        if time.monotonic() >= self._next_look:
+            self._next_look = time.monotonic() + LOOK_SECONDS
+            found = Sequence(self.run.sequence).read()
+            snapshot.require_newest(found, self.attempt, self.nonce)
 
     def _read_back(self) -> None:
         """Read back the newest commit, then retire what it replaced. What fails here is said and
