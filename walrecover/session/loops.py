@@ -2,7 +2,7 @@
 
 Owns the stack of active loops and the boundary's timing; what happens at a boundary is `run`'s,
 what a loop reads is `sources`'. A position is a list of `Place`s, outermost first: how many items
-each loop had handed out, and the random state its iteration and its current item began with, so
+each loop had handed out, and the random state with which it began and fetched its current item, so
 that on resume every prologue repeats as it was (DESIGN: restore order).
 """
 
@@ -28,18 +28,17 @@ BEHIND = -1  # the level of steps behind a loop that had ended
 class Place(msgspec.Struct):
     """One loop of a position.
 
-    `begin`, `before`, `item`: the random state as the loop began, before its current item was
-    fetched, and after. `done`: for each finished loop inside its current item None, or, where
-    steps were made in it, the random state as it ended. `direct`: how many steps were made in its
-    current item, outside of those. `trains`: steps are made in it, not only in loops inside it.
-    `broken`: left by break, then finished at that length.
+    `begin`, `before`: the random state as the loop began, and before its current item was fetched.
+    `done`: for each finished loop inside its current item None, or, where steps were made in it,
+    the random state as it ended. `direct`: how many steps were made in its current item, outside
+    of those. `trains`: steps are made in it, not only in loops inside it. `broken`: left by break,
+    then finished at that length.
     """
 
     ordinal: int
     consumed: int
     begin: dict[str, Any]
     before: dict[str, Any]
-    item: dict[str, Any]
     done: list[Any]
     direct: int = 0
     trains: bool = False
@@ -84,7 +83,7 @@ class Frame:
         self.length = shortest(iterables)
         self.consumed = 0
         self.begin = rng.capture()
-        self.before = self.item = self.begin
+        self.before = self.begin
         self.done: list[Any] = []
         self.direct = 0
         self.trains = False
@@ -99,7 +98,6 @@ class Frame:
             consumed=self.consumed,
             begin=self.begin,
             before=self.before,
-            item=self.item,
             done=list(self.done),
             direct=self.direct,
             trains=self.trains,
@@ -315,7 +313,7 @@ class Loops:
                 f"{len(frame.sources)} now"
             )
         rng.restore(place.begin)
-        frame.begin, frame.before, frame.item = place.begin, place.before, place.item
+        frame.begin, frame.before = place.begin, place.before
         frame.done = list(place.done) if innermost else []
         frame.direct, frame.trains = place.direct, place.trains
         frame.stepped = True
@@ -348,20 +346,15 @@ class Loops:
         if resumed and frame.consumed >= self._pending_place(frame).consumed:
             raise NotRestored(self._lost(self.stack.index(frame) + 1))
         if resumed:
-            rng.restore(frame.before)
+            rng.restore(frame.before)  # it is fetched again, and draws what it drew
         else:
-            frame.before = rng.capture()
+            frame.before, frame.direct = rng.capture(), 0
         items = frame.fetch()
         frame.consumed += 1
         frame.items_since_step += 1
         frame.done = []
         self.children[-1] = 0
         self.replays[BEHIND] = 0
-        if resumed:
-            rng.restore(frame.item)
-        else:
-            frame.direct = 0
-            frame.item = rng.capture()
         return items[0] if len(items) == 1 else tuple(items)
 
     def _pending_place(self, frame: Frame) -> Place:

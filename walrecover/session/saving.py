@@ -283,7 +283,7 @@ class Saver:
                 self._changed.notify_all()
 
     def _look_for_successor(self) -> None:
-        """Votes that a newer attempt has swept away never come: look now and then. Raises Fenced."""
+        """Votes that a newer attempt has swept away never come. Raises Fenced, looks seldom."""
         if time.monotonic() >= self._next_look:
             self._next_look = time.monotonic() + LOOK_SECONDS
             found = Sequence(self.run.sequence).read()

@@ -295,7 +295,7 @@ def torchdata_outside() -> None:
     """Its first item draws a seed where it is read, and none where it is restored."""
     model, optimizer, _ = training()
     run = walrecover.attach(model=model, optimizer=optimizer)
-    for x, y in run.loop(StatefulDataLoader(samples(), 6, shuffle=True)):
+    for x, y in run.loop(StatefulDataLoader(samples(), 6, True, drop_last=True)):
         noise = torch.randn_like(x)
         for half in run.loop([slice(0, 3), slice(3, None)]):
             run.step(loss=learn(model, optimizer, x[half] + noise[half], y[half]))
