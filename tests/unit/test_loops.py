@@ -326,6 +326,26 @@ def test_the_last_items_may_belong_to_a_step_that_is_to_come() -> None:
     assert run(script, whole.kept[-1])[1] == [(3, "left over")]
 
 
+def test_steps_behind_a_loop_are_no_boundaries() -> None:
+    """Resuming goes through what stands there again: nobody can come back into its middle. A loop
+    of the script's own is kept step by step only where no `run.loop` came before it."""
+
+    def behind(host: Host) -> Iterator[Any]:
+        for n in host.loop(range(2)):
+            yield host.step(), n
+        for _ in range(3):
+            yield host.step(), "own"
+
+    def alone(host: Host) -> Iterator[Any]:
+        for _ in range(3):
+            for _ in host.loop(range(2)):  # evaluation
+                random.random()
+            yield host.step(), "own"
+
+    assert [kept[0] for kept in run(behind)[0].kept] == [1, 2, 2]
+    assert [kept[0] for kept in run(alone)[0].kept] == [1, 2, 3]
+
+
 # -- what is an error -----------------------------------------------------------------------------
 
 

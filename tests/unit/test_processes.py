@@ -263,11 +263,14 @@ def test_nothing_descends_from_a_process_that_is_not_there() -> None:
 
 # Runs kill_tree over what `sys.argv[1]` starts, and prints what it took.
 KILLER = """
-    import subprocess, sys, time
+    import os, subprocess, sys, time
     from walrecover.processes import become_subreaper, kill_tree
     become_subreaper()
-    subprocess.Popen([sys.executable, "-c", sys.argv[1]], stdin=subprocess.PIPE,
-                     stdout=subprocess.PIPE).stdout.readline()
+    child = subprocess.Popen([sys.executable, "-c", sys.argv[1]], stdin=subprocess.PIPE,
+                             stdout=subprocess.PIPE)
+    child.stdout.readline()
+    if sys.argv[3:]:  # only once it has ended: a zombie, not reaped
+        os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
     ended = {}
     began = time.monotonic()
     left = kill_tree(float(sys.argv[2]), ended.__setitem__)
@@ -275,8 +278,8 @@ KILLER = """
 """
 
 
-def kill_below(start: Start, code: str, grace: float) -> tuple[float, list[int]]:
-    killer = start(KILLER, textwrap.dedent(code), grace)
+def kill_below(start: Start, code: str, grace: float, *more: str) -> tuple[float, list[int]]:
+    killer = start(KILLER, textwrap.dedent(code), grace, *more)
     left, seconds, *statuses = line(killer).split()
     assert left == "0"
     assert killer.wait(10) == 0
@@ -397,6 +400,6 @@ def test_a_hurry_cuts_the_grace_short(start: Start) -> None:
 
 
 def test_with_nothing_to_end_it_returns_at_once(start: Start) -> None:
-    seconds, statuses = kill_below(start, "print('up', flush=True)", grace=20)
+    seconds, statuses = kill_below(start, "print('up', flush=True)", 20, "ended")
     assert statuses == [0]
     assert seconds < 5
