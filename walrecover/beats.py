@@ -77,3 +77,16 @@ def beat_path(folder: Path, rank: int) -> Path:
 def find_beats(folder: Path) -> dict[int, Path]:
     """The beats of an attempt's folder, by rank."""
     return {int(path.stem.removeprefix("rank-")): path for path in folder.glob("rank-*.beat")}
+
+
+def furthest(folder: Path) -> int:
+    """The last step that some rank of the attempt said it completed; 0 for none."""
+    steps = [0]
+    for path in find_beats(folder).values():
+        try:
+            page = Page(path)
+        except (OSError, ValueError):
+            continue
+        steps.append(page.read().step)
+        page.close()
+    return max(steps)

@@ -15,7 +15,7 @@ from contextlib import closing
 
 import msgspec
 
-from walrecover import recovery
+from walrecover import beats, recovery
 from walrecover.entries import AttemptEntry
 from walrecover.errors import Fenced, RunBusy, WalrecoverError
 from walrecover.events import RestartDecided, WorkerExited, WorkerStarted
@@ -202,7 +202,9 @@ class _Supervision:
         try:
             for own in self._succession.own_since(entry):
                 reached, last = recovery.progress(self._run, own)
-                restored, furthest = restored or reached, max(furthest, last)
+                # The journal may lack the last steps of a killed process; its beat does not.
+                said = beats.furthest(self._run.meeting(own.number, own.nonce))
+                restored, furthest = restored or reached, max(furthest, last, said)
         except (OSError, WalrecoverError) as error:
             say(f"how far attempt {entry.number} came cannot be told: {error}")
         steps, self._furthest = furthest - self._furthest, furthest
