@@ -1,12 +1,24 @@
-"""The fork server, one for all tests of a process."""
+"""The fork server, one for all tests of a process, and folders in memory."""
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from tests.support.forkserver import ForkServer
+
+# Where there is such a place: what these tests kill are processes, and an fsync has nothing to add.
+MEMORY = Path("/dev/shm")
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """A folder for runs, gone after the test."""
+    with tempfile.TemporaryDirectory(dir=MEMORY if MEMORY.is_dir() else None) as name:
+        yield Path(name)
 
 
 @pytest.fixture(scope="session")

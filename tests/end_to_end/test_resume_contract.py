@@ -24,12 +24,12 @@ Start = Callable[..., Trial]
 
 
 @pytest.fixture
-def trial(server: ForkServer, tmp_path: Path) -> Start:
+def trial(server: ForkServer, folder: Path) -> Start:
     """Makes a trial in a folder of its own."""
 
     def make(script: str, **env: str) -> Trial:
-        number = len(list(tmp_path.iterdir()))
-        return Trial(server, tmp_path / f"{number}", script, env)
+        number = len(list(folder.iterdir()))
+        return Trial(server, folder / f"{number}", script, env)
 
     return make
 

@@ -80,12 +80,12 @@ def undisturbed(server: ForkServer, tmp_path_factory: pytest.TempPathFactory) ->
 @pytest.mark.parametrize("k", [1, 2, 3, 7])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_killed_at_every_kth_step_ends_undisturbed(
-    server: ForkServer, tmp_path: Path, undisturbed: dict[str, Trial], shape: str, k: int
+    server: ForkServer, folder: Path, undisturbed: dict[str, Trial], shape: str, k: int
 ) -> None:
     if shape == FEW_BOUNDARIES:
         k = max(k, 4)
     where, every = KILLS[k]
-    trial = Trial(server, tmp_path, f"shapes:{shape}", {"WALRECOVER_EVERY": every})
+    trial = Trial(server, folder, f"shapes:{shape}", {"WALRECOVER_EVERY": every})
     kills = trial.run_until_done((k, where, KILL))
     whole = undisturbed[shape]
     assert kills >= (len(whole.losses()) - 1) // (k + 1)

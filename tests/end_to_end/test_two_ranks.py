@@ -76,9 +76,9 @@ Make = Callable[..., Pair]
 
 
 @pytest.fixture
-def pair(server: ForkServer, tmp_path: Path) -> Make:
+def pair(server: ForkServer, folder: Path) -> Make:
     def make(script: str, **env: str) -> Pair:
-        return Pair(server, tmp_path / f"{len(list(tmp_path.iterdir()))}", script, **env)
+        return Pair(server, folder / f"{len(list(folder.iterdir()))}", script, **env)
 
     return make
 

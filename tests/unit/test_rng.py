@@ -88,7 +88,8 @@ def test_a_generator_of_its_own() -> None:
     "state",
     [
         {"torch": b"short"},
-        {"python": (3, (1, 2), None)},
+        {"python": (3, b"short", None)},
+        {"python": (9, b"\0" * 2500, None)},
         {"python": "text"},
         {"numpy": ("MT19937", b"\0" * 8, 1, 0, 0.0)},
         {"numpy": 3},

@@ -18,15 +18,16 @@ from xxhash import xxh3_128_digest
 from walrecover.errors import Corrupt
 from walrecover.torch_adapter.memory import bytes_of
 
-_pack_python = struct.Struct("<625I").pack
+_python = struct.Struct("<625I")
 _MT19937_BYTES = 624 * 4 + 4
 _numpy_address: int | None = None
 
 
 def capture() -> dict[str, Any]:
     """The state of every generator in use, as plain values."""
+    version, words, gauss = random.getstate()
     state: dict[str, Any] = {
-        "python": random.getstate(),
+        "python": (version, _python.pack(*words), gauss),
         "torch": bytes_of(torch.get_rng_state()),
     }
     numpy = sys.modules.get("numpy.random")
@@ -48,7 +49,8 @@ def restore(state: dict[str, Any]) -> None:
     try:
         for name, value in state.items():
             if name == "python":
-                random.setstate(value)
+                version, words, gauss = value
+                random.setstate((version, _python.unpack(words), gauss))
             elif name == "torch":
                 torch.set_rng_state(_byte_tensor(value))
             elif name == "numpy":
@@ -60,7 +62,7 @@ def restore(state: dict[str, Any]) -> None:
                 device = int(name.removeprefix("cuda:"))
                 if device < torch.cuda.device_count():
                     torch.cuda.set_rng_state(_byte_tensor(value), device)
-    except (ValueError, TypeError, RuntimeError, LookupError) as error:
+    except (ValueError, TypeError, RuntimeError, LookupError, struct.error) as error:
         raise Corrupt(f"random state: {error}") from None
 
 
@@ -72,7 +74,7 @@ def digests() -> dict[str, bytes]:
     """The digest of every generator's state: a few microseconds, for every step."""
     _version, state, gauss = random.getstate()
     found = {
-        "python": xxh3_128_digest(_pack_python(*state) + repr(gauss).encode()),
+        "python": xxh3_128_digest(_python.pack(*state) + repr(gauss).encode()),
         "torch": xxh3_128_digest(bytes_of(torch.get_rng_state())),
     }
     if "numpy.random" in sys.modules:
