@@ -10,8 +10,6 @@ import contextlib
 import errno
 import os
 import re
-import secrets
-import shutil
 import stat
 import time
 from collections.abc import Iterator
@@ -109,7 +107,7 @@ def create_if_absent(path: Path, data: bytes, *, written: str = "", linked: str 
     The bytes are durable under a temporary name before `link` gives them their own, which never
     replaces. `written` and `linked` name the failpoints in between.
     """
-    temporary = path.parent / f".{path.name}.{secrets.token_hex(8)}"
+    temporary = path.parent / f".{path.name}.{os.urandom(8).hex()}"
     try:
         write_durably(temporary, data)
         if written:
@@ -129,7 +127,7 @@ def create_if_absent(path: Path, data: bytes, *, written: str = "", linked: str 
 
 def replace_file(path: Path, data: bytes) -> None:
     """Replace a cache or note that nothing depends on. Atomic for readers, not durable."""
-    temporary = path.parent / f".{path.name}.{secrets.token_hex(8)}"
+    temporary = path.parent / f".{path.name}.{os.urandom(8).hex()}"
     try:
         temporary.write_bytes(data)
         temporary.replace(path)
@@ -184,6 +182,8 @@ def read_regular(root: Path, relative: str, limit: int) -> bytes:
 def sweep(folder: Path) -> None:
     """Remove what writers that died left under temporary names, once it is an hour old: nobody
     takes that long from a temporary name to its own."""
+    import shutil  # costs as much as all else here, and reading a run never needs it
+
     before = time.time() - LEFTOVER_SECONDS
     with contextlib.suppress(FileNotFoundError), os.scandir(folder) as found:
         for entry in found:

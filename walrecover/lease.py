@@ -8,7 +8,7 @@ never depends on it (rule 15): a holder that was only slow is fenced by the sequ
 from __future__ import annotations
 
 import contextlib
-import secrets
+import os
 import threading
 import time
 from collections.abc import Iterator
@@ -27,7 +27,7 @@ class Lease:
 
     def __init__(self, folder: Path) -> None:
         self._path = folder / _NAME
-        self._identity = secrets.token_hex(4)
+        self._identity = os.urandom(4).hex()
         self._released = threading.Event()
         self._beat(0)
         self._thread = threading.Thread(target=self._keep, name="walrecover-lease", daemon=True)

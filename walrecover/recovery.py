@@ -7,7 +7,7 @@ over ends in the same plan (P7).
 
 from __future__ import annotations
 
-import secrets
+import os
 import time
 from collections.abc import Sequence as Many
 from pathlib import Path
@@ -145,10 +145,10 @@ def begin_attempt(
         failpoint("recovery.verified")
         newest = model.newest_attempt(found)
         return AttemptEntry(
-            id=secrets.token_hex(8),
+            id=os.urandom(8).hex(),
             at=time.time(),
             number=newest.number + 1 if newest else 1,
-            nonce=secrets.token_hex(4),
+            nonce=os.urandom(4).hex(),
             plan=Plan(verdict.base, verdict.rejected, fresh=resume == "never"),
             holder=holder,
         )

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
-import shutil
 import time
 from collections.abc import Mapping
 from typing import Any, NamedTuple, Protocol
@@ -187,7 +185,7 @@ def commit(
     ref = SnapshotRef(
         step=step, attempt=attempt, nonce=nonce, manifest=votes.digest_of(data), end=end
     )
-    entry = CommitEntry(id=secrets.token_hex(8), at=time.time(), snapshot=ref, finished=finished)
+    entry = CommitEntry(id=os.urandom(8).hex(), at=time.time(), snapshot=ref, finished=finished)
 
     def decide(found: list[Entry]) -> Entry | None:
         require_newest(found, attempt, nonce)
@@ -279,7 +277,7 @@ def retire(
         if not chosen:
             return None
         return RetirementEntry(
-            id=secrets.token_hex(8),
+            id=os.urandom(8).hex(),
             at=time.time(),
             attempt=attempt,
             nonce=nonce,
@@ -300,6 +298,8 @@ def delete_void(run: RunDir, found: list[Entry]) -> None:
     Whoever calls this may have slept since it read `found` (P4): what is of an attempt that is
     not in there is left alone, since it may have been committed meanwhile.
     """
+    import shutil  # reading a run never needs it
+
     void = model.retired(found)
     alive = {c.snapshot.name for c in model.commits(found) if c.snapshot.manifest not in void}
     labels = {entry.label for entry in model.attempts(found)}

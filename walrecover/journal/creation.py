@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import secrets
+import os
 from pathlib import Path
 
 from walrecover.errors import BadInput
@@ -24,7 +24,7 @@ def create_folder(path: Path, items: list[tuple[bytes, bytes]], map_bytes: int) 
     nobody reads.
     """
     make_directory(path.parent)
-    temporary = path.parent / f".{path.name}.{secrets.token_hex(8)}"
+    temporary = path.parent / f".{path.name}.{os.urandom(8).hex()}"
     try:
         temporary.mkdir(mode=0o700)
         environments.build(temporary, items, map_size=map_bytes)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import random
-import secrets
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import closing
@@ -80,7 +79,7 @@ class _Supervision:
         self._signals = signals
         self._grace = grace
         self._stopping = Stopping(signals, grace)
-        self._holder = msgspec.structs.replace(identity(), supervisor=secrets.token_hex(8))
+        self._holder = msgspec.structs.replace(identity(), supervisor=os.urandom(8).hex())
         self._succession = Succession(RunSequence(run.sequence), self._holder.supervisor)
         self._history: list[Ended] = []
         self._furthest = 0
