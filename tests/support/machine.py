@@ -335,8 +335,9 @@ class Machine(RuleBasedStateMachine):
         name = model.snapshot_name(
             attempt.launch.step, attempt.launch.entry.number, attempt.launch.entry.nonce
         )
-        if not (self.run.snapshots / name).exists():
-            assert kinds == set()  # a newer attempt has swept the votes away
+        votes = list((self.run.snapshots / name).glob("rank-*.part"))
+        if len(votes) < WORLD:
+            assert kinds == set()  # a newer attempt has swept votes away, perhaps between two
         elif attempt.is_behind() and attempt.own[-1].snapshot.manifest in self.damaged:
             assert kinds <= {Fenced, Disagreed, StorageFailed} and kinds
         else:
