@@ -92,7 +92,9 @@ def digests(objects: dict[str, Any]) -> dict[str, str]:
     for name, tree in state.tree.items():
         of_tensors = sorted(item for item in tensors.items() if item[0].split(".")[0] == name)
         found[name] = digest_of(plain.encode([tree, of_tensors]))
-    return found | {f"rng {name}": value.hex() for name, value in rng.digests().items()}
+    return found | {
+        f"rng {name}": value.hex() for name, value in rng.digests(rng.capture()).items()
+    }
 
 
 KILL = int(signal.SIGKILL)

@@ -123,6 +123,38 @@ def test_a_committed_group_is_durable_once_a_later_one_is_committed(
     assert journal.sync().lsn == 3
 
 
+@pytest.mark.parametrize("gather", [0.0, writer.GATHER_SECONDS])
+def test_an_event_after_a_pause_is_committed_by_itself(
+    journal: Journal, monkeypatch: pytest.MonkeyPatch, gather: float
+) -> None:
+    monkeypatch.setattr(writer, "GATHER_SECONDS", gather)
+    journal.sync(journal.append(step(1)))
+    for number in (2, 3):
+        wait_until(lambda: journal._asleep)  # for good: nothing is left to make durable
+        lsn = journal.append(step(number))
+        wait_until(lambda lsn=lsn: journal.durable == lsn)  # type: ignore[misc]
+
+
+def test_events_gather_and_sync_does_not_wait_for_that(
+    journal: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writer, "GATHER_SECONDS", 1000.0)
+    wait_until(lambda: journal._asleep)
+    lsn = journal.append(step(1))
+    wait_until(lambda: journal.committed == lsn)
+    groups = []
+    commit = journal._committer.commit
+    journal._committer.commit = lambda group: (groups.append(len(group)), commit(group))[1]  # type: ignore[func-returns-value, method-assign, misc]
+    for number in range(2, 12):
+        journal.append(step(number))
+    assert (groups, journal.committed) == ([], lsn)
+    journal.sync()
+    assert groups == [10]
+    journal.append(step(12))
+    journal.close()
+    assert groups == [10, 1]
+
+
 def test_a_quiet_journal_becomes_durable_by_itself(
     journal: Journal, monkeypatch: pytest.MonkeyPatch
 ) -> None:

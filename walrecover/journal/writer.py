@@ -46,6 +46,7 @@ from walrecover.journal.environment import Environment, guard_owner
 from walrecover.journal.stream import START, Cursor, StreamId, key_of
 
 GROUP = 1024
+GATHER_SECONDS = 0.005
 IDLE_SECONDS = 1.0
 MAP_BYTES = 64 << 20
 
@@ -90,6 +91,7 @@ class Journal:
         self._waiting: list[Event] = []
         self._taken = head.lsn  # by the writer thread, out of `_waiting`
         self._wake: SimpleQueue[None] = SimpleQueue()
+        self._asleep = False  # the writer thread, so that an event must wake it
         self._changed = threading.Condition(threading.Lock())
         self._durable = head
         self._wanted = 0
@@ -151,7 +153,8 @@ class Journal:
             # cannot leave an event without its number or a number without its event.
             self._waiting.append(event)
             lsn = self._taken + len(self._waiting)
-        self._wake.put(None)
+        if self._asleep:
+            self._wake.put(None)
         return lsn
 
     def sync(self, lsn: int | None = None, timeout: float | None = None) -> Cursor:
@@ -241,11 +244,24 @@ class Journal:
         return not done
 
     def _wait(self) -> bool:
-        """Wait for something to do; False where nothing came for a while and a sync is due."""
-        if self._waiting:
+        """Wait for something to do; False where nothing came for a while and a sync is due.
+
+        Behind a group, events gather for a while before the next, and only `sync` and `close` cut
+        it short: to wake this thread costs the loop more than the rest of `append`.
+        """
+        if self._woken(GATHER_SECONDS):
             return True
+        with self._appending:
+            if self._waiting:
+                return True
+            self._asleep = True
+        woken = self._woken(IDLE_SECONDS if self._unsynced() else None)
+        self._asleep = False
+        return woken
+
+    def _woken(self, timeout: float | None) -> bool:
         try:
-            self._wake.get(timeout=IDLE_SECONDS if self._unsynced() else None)
+            self._wake.get(timeout=timeout)
         except Empty:
             return False
         with contextlib.suppress(Empty):

@@ -67,7 +67,7 @@ class Position(msgspec.Struct):
 class Host(Protocol):
     """What the loops need of the run."""
 
-    def boundary(self) -> None: ...
+    def boundary(self) -> dict[str, Any] | None: ...
 
     def restore_again(self) -> None: ...
 
@@ -336,11 +336,12 @@ class Loops:
     def next_item(self, frame: Frame) -> Any:
         """The next item of a loop: first the boundary, where one is due, then the fetch."""
         self._require_active(frame)
+        captured: dict[str, Any] | None = None
         if self.step_waiting and (
             self.stepped_in is frame or self.stepped_in is None or self.stepped_in not in self.stack
         ):
             self.step_waiting = False
-            self.host.boundary()
+            captured = self.host.boundary()
         resumed = frame.resumed_inside and self.pending is not None
         frame.resumed_inside = resumed
         if resumed and frame.consumed >= self._pending_place(frame).consumed:
@@ -348,7 +349,7 @@ class Loops:
         if resumed:
             rng.restore(frame.before)  # it is fetched again, and draws what it drew
         else:
-            frame.before, frame.direct = rng.capture(), 0
+            frame.before, frame.direct = captured or rng.capture(), 0
         items = frame.fetch()
         frame.consumed += 1
         frame.items_since_step += 1

@@ -10,6 +10,7 @@ import atexit
 import signal
 import sys
 import time
+from collections import deque
 from collections.abc import Iterable
 from typing import Any
 
@@ -94,7 +95,7 @@ class Run:
         self._refused = False
         self._last_key = Key(base.step, base.end) if base else None
         self._clock = time.monotonic()
-        self._times: list[float] = []
+        self._times: deque[float] = deque(maxlen=MEASURED_STEPS * 7)
         self._closed = False
         if settings.every.steps is not None:
             self._meeting.paces.append(Pace(0, settings.every.steps))
@@ -190,9 +191,13 @@ class Run:
         if self._finished_at != self._step:
             self._finish(self._loops.position())
 
-    def boundary(self) -> None:
-        """A step is complete, its item's successor not yet fetched (DESIGN: the boundary)."""
-        self._record()
+    def boundary(self) -> dict[str, Any] | None:
+        """A step is complete, its item's successor not yet fetched (DESIGN: the boundary).
+
+        Returns the random state at its end, or None where that was not captured: a snapshot calls
+        the objects' own code.
+        """
+        captured: dict[str, Any] | None = self._record()
         if self._saver.failed:
             raise self._saver.failed
         step = self._step
@@ -204,18 +209,22 @@ class Run:
         self._boundary_at = step
         if (self._wanted or stopping or due) and key != self._last_key:
             self._wanted = False
+            captured = None
             self._save(key, self._loops.position(), finished=False)
         if stopping:
             self._stop(key)
         self._meeting.promise(step + 1)
+        return captured
 
     # -- the boundary's parts -------------------------------------------------------------------
 
-    def _record(self) -> None:
+    def _record(self) -> dict[str, Any]:
+        """Journal the step. Returns the random state behind it."""
         now = time.monotonic()
-        self._times = [*self._times[-20:], now - self._clock]
+        self._times.append(now - self._clock)
         self._clock = now
-        digests = rng.digests()
+        captured = rng.capture()
+        digests = rng.digests(captured)
         moved = {n: d for n, d in digests.items() if self._digests.get(n) != d}
         self._digests = digests
         indices = self._loops.indices()
@@ -234,6 +243,7 @@ class Run:
         for step, values in self._late.arrived():
             self._journal.append(ev.ScalarsArrived(at=time.time(), step=step, scalars=values))
         self._beat.say("training", self._step)
+        return captured
 
     def _agree(self, step: int) -> None:
         """Announce (rank 0) and take in what was announced. A disk that refuses costs a pace or a
@@ -263,7 +273,7 @@ class Run:
         every = self._settings.every
         if every.seconds is None or len(self._times) <= MEASURED_STEPS:
             return
-        measured = sorted(self._times[1:])[len(self._times[1:]) // 2]
+        measured = sorted(self._times)[(len(self._times) - 1) // 2]
         wanted = choose(measured, every)
         known = meeting.paces[-1].every if meeting.paces else None
         if known and 1 / PACE_CHANGE < wanted / known < PACE_CHANGE:

@@ -6,7 +6,7 @@ once numpy is imported, CUDA's only once CUDA is initialised.
 
 from __future__ import annotations
 
-import ctypes
+import json
 import random
 import struct
 import sys
@@ -16,28 +16,46 @@ import torch
 from xxhash import xxh3_128_digest
 
 from walrecover.errors import Corrupt
+from walrecover.torch_adapter import twisters
 from walrecover.torch_adapter.memory import bytes_of
+from walrecover.torch_adapter.twisters import INDEX, WORDS
 
-_python = struct.Struct("<625I")
-_MT19937_BYTES = 624 * 4 + 4
-_numpy_address: int | None = None
+VERSION = random.getstate()[0]
+TWISTER = "MT19937"
 
 
 def capture() -> dict[str, Any]:
-    """The state of every generator in use, as plain values."""
-    version, words, gauss = random.getstate()
-    state: dict[str, Any] = {
-        "python": (version, _python.pack(*words), gauss),
-        "torch": bytes_of(torch.get_rng_state()),
-    }
-    numpy = sys.modules.get("numpy.random")
-    if numpy is not None:
-        name, key, position, has_gauss, gauss = numpy.get_state()
-        state["numpy"] = (name, key.tobytes(), int(position), int(has_gauss), float(gauss))
+    """The state of every generator in use, as plain values: a few microseconds, for every step."""
+    state: dict[str, Any] = {"python": _python(), "torch": generator_state(torch.default_generator)}
+    module = sys.modules.get("numpy.random")
+    if module is not None:
+        state["numpy"] = _numpy(module)
     if _cuda_in_use():
         for device in range(torch.cuda.device_count()):
             state[f"cuda:{device}"] = bytes_of(torch.cuda.get_rng_state(device))
     return state
+
+
+def _python() -> tuple[Any, ...]:
+    """As `random.getstate`, its numbers packed, the index first."""
+    read = twisters.python()
+    if read is not None:
+        return (VERSION, *read)
+    version, (*words, index), gauss = random.getstate()
+    return (version, INDEX.pack(index) + WORDS.pack(*words), gauss)
+
+
+def _numpy(module: Any) -> tuple[Any, ...]:
+    """As `numpy.random.get_state`, its numbers packed; JSON of any generator but the usual one."""
+    read = twisters.numpy(module)
+    if read is not None:
+        return (TWISTER, *read)
+    state = module.get_state(legacy=False)
+    if state["bit_generator"] != TWISTER:
+        return (state["bit_generator"], json.dumps(state, default=lambda array: array.tolist()))
+    words, index = state["state"]["key"], state["state"]["pos"]
+    packed = words.tobytes() + INDEX.pack(index)
+    return (TWISTER, packed, int(state["has_gauss"]), float(state["gauss"]))
 
 
 def _cuda_in_use() -> bool:
@@ -49,15 +67,13 @@ def restore(state: dict[str, Any]) -> None:
     try:
         for name, value in state.items():
             if name == "python":
-                version, words, gauss = value
-                random.setstate((version, _python.unpack(words), gauss))
+                version, packed, gauss = value
+                index, words = INDEX.unpack_from(packed), WORDS.unpack_from(packed, INDEX.size)
+                random.setstate((version, words + index, gauss))
             elif name == "torch":
                 torch.set_rng_state(_byte_tensor(value))
             elif name == "numpy":
-                import numpy as np
-
-                kind, key, *rest = value
-                np.random.set_state((kind, np.frombuffer(key, dtype=np.uint32), *rest))
+                _restore_numpy(*value)
             elif torch.cuda.is_available():
                 device = int(name.removeprefix("cuda:"))
                 if device < torch.cuda.device_count():
@@ -70,33 +86,26 @@ def _byte_tensor(data: bytes) -> torch.Tensor:
     return torch.frombuffer(bytearray(data), dtype=torch.uint8)
 
 
-def digests() -> dict[str, bytes]:
-    """The digest of every generator's state: a few microseconds, for every step."""
-    _version, state, gauss = random.getstate()
-    found = {
-        "python": xxh3_128_digest(_python.pack(*state) + repr(gauss).encode()),
-        "torch": xxh3_128_digest(bytes_of(torch.get_rng_state())),
-    }
-    if "numpy.random" in sys.modules:
-        found["numpy"] = xxh3_128_digest(_numpy_state())
-    if _cuda_in_use():
-        for device in range(torch.cuda.device_count()):
-            state_bytes = bytes_of(torch.cuda.get_rng_state(device))
-            found[f"cuda:{device}"] = xxh3_128_digest(state_bytes)
-    return found
+def _restore_numpy(kind: str, packed: Any, *rest: Any) -> None:
+    import numpy as np
+
+    if kind == TWISTER:
+        words = np.frombuffer(packed, np.uint32, WORDS.size // 4)
+        np.random.set_state((kind, words, *INDEX.unpack_from(packed, WORDS.size), *rest))
+    else:
+        np.random.set_state(json.loads(packed))
 
 
-def _numpy_state() -> bytes:
-    """NumPy's legacy state, read in place where it is a Mersenne twister (0.5 against 22 µs)."""
-    global _numpy_address
-    numpy = sys.modules["numpy.random"]
-    if _numpy_address is None:
-        generator = numpy.get_bit_generator()
-        is_twister = type(generator).__name__ == "MT19937"
-        _numpy_address = generator.ctypes.state_address if is_twister else 0
-    if _numpy_address:
-        return ctypes.string_at(_numpy_address, _MT19937_BYTES)
-    return repr(numpy.get_state()).encode()
+def digests(captured: dict[str, Any]) -> dict[str, bytes]:
+    """The digest of every generator's state, from `capture`."""
+    return {name: xxh3_128_digest(_bytes(state)) for name, state in captured.items()}
+
+
+def _bytes(state: Any) -> bytes:
+    if isinstance(state, bytes):
+        return state
+    _, packed, *rest = state
+    return (packed if isinstance(packed, bytes) else packed.encode()) + repr(rest).encode()
 
 
 def set_generator(generator: torch.Generator, state: bytes) -> None:

@@ -19,7 +19,7 @@ def number(value: Any) -> float | None:
     if isinstance(value, torch.Tensor):
         if value.numel() != 1:
             raise TypeError(f"run.step() takes scalars; this tensor has {value.numel()} elements")
-        return float(value.detach()) if value.device.type == "cpu" else None
+        return float(value.item()) if value.is_cpu else None
     try:
         return float(value)
     except (TypeError, ValueError):
