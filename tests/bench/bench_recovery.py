@@ -7,7 +7,6 @@ processes, beside the same process that only shows its version.
 from __future__ import annotations
 
 import argparse
-import os
 import subprocess
 import sys
 import tempfile
@@ -16,7 +15,7 @@ from pathlib import Path
 
 import msgspec
 
-from tests.bench.measure import Row, Sample, duration, sample, show, timed
+from tests.bench.measure import Row, Sample, as_installed, duration, sample, show, timed
 from walrecover import checkpoints, events, recovery
 from walrecover.journal import Journal, Reader, StreamId
 from walrecover.processes import identity
@@ -74,7 +73,7 @@ def fold_rate(path: Path, stream: StreamId, count: int) -> float:
 
 
 def command(run: RunDir, *arguments: str) -> Sample:
-    environ = {**os.environ, "WALRECOVER_DIR": str(run.root)}
+    environ = {**as_installed(run.root / "bytecode"), "WALRECOVER_DIR": str(run.root)}
     line = [sys.executable, "-m", "walrecover.cli", *arguments]
 
     def call() -> None:

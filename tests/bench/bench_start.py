@@ -8,19 +8,21 @@ import subprocess
 import sys
 import tempfile
 import time
+from pathlib import Path
 
 import psutil
 
-from tests.bench.measure import Row, sample, show, timed
+from tests.bench.measure import Row, as_installed, sample, show, timed
 
 ROUNDS = 15
 IMPORT_BOUND = 0.040
 MEMORY_BOUND = 40e6
 
 
-def python(code: str) -> list[float]:
-    command = [sys.executable, "-c", code]
-    return timed(lambda: subprocess.run(command, check=True), ROUNDS)
+def python(code: str, bytecode: Path) -> list[float]:
+    command, environ = [sys.executable, "-c", code], as_installed(bytecode)
+    subprocess.run(command, check=True, env=environ)
+    return timed(lambda: subprocess.run(command, check=True, env=environ), ROUNDS)
 
 
 def supervisor_memory() -> float:
@@ -46,9 +48,10 @@ def supervisor_memory() -> float:
 
 def rows() -> list[Row]:
     bare, ours = [], []
-    for _ in range(3):
-        bare += python("pass")
-        ours += python("import walrecover")
+    with tempfile.TemporaryDirectory() as name:
+        for _ in range(3):
+            bare += python("pass", Path(name))
+            ours += python("import walrecover", Path(name))
     over = sample(ours).median - sample(bare).median
     memory = supervisor_memory()
     return [

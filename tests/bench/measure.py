@@ -4,9 +4,11 @@ the same run, and one table of them all.
 
 from __future__ import annotations
 
+import os
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 
@@ -52,6 +54,13 @@ def duration(seconds: float) -> str:
     if seconds < 1:
         return f"{seconds * 1e3:.1f} ms"
     return f"{seconds:.2f} s"
+
+
+def as_installed(bytecode: Path) -> dict[str, str]:
+    """The environment of a process that finds its modules compiled, as after an installation.
+    `bytecode`: a folder for that; the first process compiles."""
+    environ = {n: v for n, v in os.environ.items() if n != "PYTHONDONTWRITEBYTECODE"}
+    return {**environ, "PYTHONPYCACHEPREFIX": str(bytecode)}
 
 
 def at_most(what: str, ours: Sample, peer: Sample, bound: float) -> Row:
