@@ -24,6 +24,8 @@ from pathlib import Path
 from tests.campaigns import report
 from tests.support import flips
 from tests.support.forks import Forks
+from tests.support.protocol import holder
+from walrecover import recovery
 
 CHUNK = 1000
 MEMORY = Path("/dev/shm")
@@ -59,7 +61,8 @@ def main() -> int:
     first = random.Random(chosen.seed).randrange(chosen.every)
     with tempfile.TemporaryDirectory(dir=MEMORY if MEMORY.is_dir() else None) as name:
         folder = Path(name)
-        run = flips.build(folder / "run", steps=3)
+        run = flips.build(folder / "run", steps=1, saves=(2,))
+        recovery.begin_attempt(run, holder())  # an attempt that resumes, and died as it started
         bits = list(islice(flips.every_bit(run), first, None, chosen.every))
         with ThreadPoolExecutor(chosen.workers) as pool:
             parts = [bits[n :: chosen.workers] for n in range(chosen.workers)]

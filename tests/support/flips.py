@@ -26,18 +26,17 @@ from walrecover.journal import Reader, find_streams
 from walrecover.rundir import RunDir
 from walrecover.state import StreamKey, StreamRecord, apply
 
-SNAPSHOTS = 3
-
 Flip = tuple[str, int]  # a file below the run's directory, and one of its bits
 
 
-def build(root: Path, steps: int = 12) -> RunDir:
-    """Two attempts of two ranks, three snapshots, four streams, one with a fold checkpoint."""
+def build(root: Path, steps: int = 4, saves: tuple[int, ...] = (1, 2)) -> RunDir:
+    """Attempts of two ranks, so many snapshots in each, and a fold checkpoint of one stream.
+    `steps`: in each snapshot."""
     run = RunDir(root / ".walrecover", "a-run")
-    for saves in (1, 2):
+    for snapshots in saves:
         launch = Launch.begin(run)
-        for _ in range(saves):
-            launch.train(steps // SNAPSHOTS)
+        for _ in range(snapshots):
+            launch.train(steps)
             launch.save()
         launch.train(1)
         for journal in launch.journals:
