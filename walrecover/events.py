@@ -191,6 +191,24 @@ class WorkerExited(_Event, frozen=True):
     seconds: float = 0.0
 
 
+class ExceptionRaised(_Event, frozen=True):
+    """An exception ends this rank's script: what its process said of itself on the way out.
+
+    `kind`: the type's qualified name; `bases`: those of its bases, nearest first. `file`, `line`,
+    `function`: the innermost frame of the user's own code. `step`: the last completed one.
+    `fetching`: it came out of a loop's iterable, not out of the body.
+    """
+
+    kind: str
+    message: str = ""
+    bases: tuple[str, ...] = ()
+    file: str = ""
+    line: int = 0
+    function: str = ""
+    step: int = 0
+    fetching: bool = False
+
+
 class RestartDecided(_Event, frozen=True):
     action: str
     delay: float
@@ -223,6 +241,7 @@ Event = (
     | RunFinished
     | WorkerStarted
     | WorkerExited
+    | ExceptionRaised
     | RestartDecided
 )
 

@@ -39,6 +39,7 @@ class StreamRecord(msgspec.Struct):
     resumed: ev.Resumed | None = None
     planned: ev.RecoveryPlanned | None = None
     exited: list[ev.WorkerExited] = []
+    raised: list[ev.ExceptionRaised] = []
     decided: list[ev.RestartDecided] = []
     abandoned: list[ev.SnapshotAbandoned] = []
     verified: set[str] = set()
@@ -188,6 +189,7 @@ _HANDLERS: dict[type, Any] = {
     ev.Resumed: _set("resumed"),
     ev.RecoveryPlanned: _set("planned"),
     ev.WorkerExited: _append("exited"),
+    ev.ExceptionRaised: _append("raised"),
     ev.RestartDecided: _append("decided"),
     ev.SnapshotAbandoned: _append("abandoned"),
     ev.SnapshotVerified: _verified,
