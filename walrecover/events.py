@@ -181,7 +181,11 @@ class WorkerStarted(_Event, frozen=True):
 
 
 class WorkerExited(_Event, frozen=True):
-    """The child of a supervisor ended. `cause` is its class, `evidence` what is known."""
+    """The child of a supervisor ended. `cause` is its class, `evidence` what is known.
+
+    `fingerprint`: equal for ends that are the same one again. `artefacts`: files that tell more
+    (stacks), below the run's folder.
+    """
 
     pid: int
     code: int | None = None
@@ -189,6 +193,8 @@ class WorkerExited(_Event, frozen=True):
     cause: str = ""
     evidence: str = ""
     seconds: float = 0.0
+    fingerprint: str = ""
+    artefacts: tuple[str, ...] = ()
 
 
 class ExceptionRaised(_Event, frozen=True):

@@ -101,7 +101,25 @@ EXAMPLES: dict[str, ev.Event] = {
     "WorkerStarted full": ev.WorkerStarted(pid=4711, argv=("python", "train.py")),
     "WorkerExited": ev.WorkerExited(pid=4711),
     "WorkerExited full": ev.WorkerExited(
-        pid=4711, code=1, signal=9, cause="killed", evidence="oom_kill 1", seconds=12.5
+        pid=4711,
+        code=1,
+        signal=9,
+        cause="out_of_memory",
+        evidence="oom_kill 1",
+        seconds=12.5,
+        fingerprint="out_of_memory",
+        artefacts=("attempts/a3-9f2c01d7/stacks-rank-0.txt",),
+    ),
+    "ExceptionRaised": ev.ExceptionRaised(kind="builtins.KeyError"),
+    "ExceptionRaised full": ev.ExceptionRaised(
+        kind="torch.cuda.OutOfMemoryError",
+        message="CUDA out of memory",
+        bases=("builtins.RuntimeError", "builtins.Exception"),
+        file="train.py",
+        line=31,
+        function="main",
+        step=70000,
+        fetching=True,
     ),
     "RestartDecided": ev.RestartDecided(action="restart", delay=0.5, reason="progress was made"),
 }
