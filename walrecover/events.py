@@ -221,6 +221,42 @@ class RestartDecided(_Event, frozen=True):
     reason: str
 
 
+class FileAdopted(_Event, frozen=True):
+    """A checkpoint file that the script wrote is whole, and kept (`--adopt`).
+
+    `assurance`: what was checked. `how` it is kept: reflink, link or copy. `step`: about how many
+    optimizer steps had been made.
+    """
+
+    path: str
+    number: int
+    bytes: int
+    digest: str
+    assurance: str = ""
+    how: str = ""
+    step: int = 0
+    seconds: float = 0.0
+
+
+class FileRejected(_Event, frozen=True):
+    """A checkpoint file is not whole, or could not be kept, and why. `aside`: where it is now."""
+
+    path: str
+    reason: str
+    bytes: int = 0
+    aside: str = ""
+
+
+class FileRestored(_Event, frozen=True):
+    """The kept version of this number lies at its path again. `aside`: what lay there before."""
+
+    path: str
+    number: int
+    digest: str
+    reason: str = ""
+    aside: str = ""
+
+
 class Unknown(msgspec.Struct, frozen=True):
     """An event of a newer release: kept, skipped by the fold."""
 
@@ -249,6 +285,9 @@ Event = (
     | WorkerExited
     | ExceptionRaised
     | RestartDecided
+    | FileAdopted
+    | FileRejected
+    | FileRestored
 )
 
 EVENT_TYPES: tuple[type[_Event], ...] = Event.__args__

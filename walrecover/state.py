@@ -29,7 +29,8 @@ class StreamKey(NamedTuple):
 class StreamRecord(msgspec.Struct):
     """What one stream says. `steps`: disjoint closed intervals of completed steps, ascending.
 
-    A plain struct, so that it can be kept as the fold's checkpoint and compared with a full fold.
+    `adopted`, `rejected`: the newest of each path. A plain struct, so that it can be kept as the
+    fold's checkpoint and compared with a full fold.
     """
 
     lsn: int = 0
@@ -46,6 +47,9 @@ class StreamRecord(msgspec.Struct):
     retired: set[str] = set()
     stopped: ev.RunStopped | None = None
     finished: ev.RunFinished | None = None
+    adopted: dict[str, ev.FileAdopted] = {}
+    rejected: dict[str, ev.FileRejected] = {}
+    put_back: list[ev.FileRestored] = []
     losses: list[str] = []
 
     @property
@@ -175,6 +179,13 @@ def _append(field: str) -> Any:
     return handler
 
 
+def _by_path(field: str) -> Any:
+    def handler(record: StreamRecord, event: Any) -> None:
+        getattr(record, field)[event.path] = event
+
+    return handler
+
+
 def _verified(record: StreamRecord, event: Any) -> None:
     record.verified.add(event.manifest)
 
@@ -196,4 +207,7 @@ _HANDLERS: dict[type, Any] = {
     ev.SnapshotsRetired: _retired,
     ev.RunStopped: _set("stopped"),
     ev.RunFinished: _set("finished"),
+    ev.FileAdopted: _by_path("adopted"),
+    ev.FileRejected: _by_path("rejected"),
+    ev.FileRestored: _append("put_back"),
 }

@@ -122,6 +122,29 @@ EXAMPLES: dict[str, ev.Event] = {
         fetching=True,
     ),
     "RestartDecided": ev.RestartDecided(action="restart", delay=0.5, reason="progress was made"),
+    "FileAdopted": ev.FileAdopted(path="out/model.pt", number=7, bytes=430000000, digest="cd" * 32),
+    "FileAdopted full": ev.FileAdopted(
+        path="out/model.pt",
+        number=7,
+        bytes=430000000,
+        digest="cd" * 32,
+        assurance="torch: every member's CRC",
+        how="copy",
+        step=1200,
+        seconds=1.5,
+    ),
+    "FileRejected": ev.FileRejected(path="out/model.pt", reason="ends too early"),
+    "FileRejected full": ev.FileRejected(
+        path="out/model.pt", reason="ends too early", bytes=4096, aside="out/model.pt.torn-1"
+    ),
+    "FileRestored": ev.FileRestored(path="out/model.pt", number=7, digest="cd" * 32),
+    "FileRestored full": ev.FileRestored(
+        path="out/model.pt",
+        number=7,
+        digest="cd" * 32,
+        reason="ends too early",
+        aside="out/model.pt.torn-1",
+    ),
 }
 
 GOLDEN: dict[str, dict[str, Any]] = json.loads(GOLDEN_FILE.read_text())
