@@ -154,19 +154,21 @@ def descendants(pid: int) -> list[Seen]:
     return [Seen(number, started) for number, started in found if started is not None]
 
 
-OnEnd = Callable[[int, int], object]
+OnEnd = Callable[[int, int, int], object]
+"""Pid, wait status, and the bytes that the largest process of its tree held at most: of those that
+it waited for itself, the others are handed over on their own."""
 
 
 def reap(on_end: OnEnd) -> bool:
-    """Hand pid and wait status of every child that has ended to `on_end`; is any child left?"""
+    """Hand every child that has ended to `on_end`; is any child left?"""
     while True:
         try:
-            pid, status = os.waitpid(-1, os.WNOHANG)
+            pid, status, usage = os.wait4(-1, os.WNOHANG)
         except ChildProcessError:
             return False
         if pid == 0:
             return True
-        on_end(pid, status)
+        on_end(pid, status, usage.ru_maxrss << 10)
 
 
 class Hurry(Protocol):

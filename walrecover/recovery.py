@@ -224,15 +224,20 @@ def require_free(
 
 def progress(run: RunDir, entry: AttemptEntry) -> tuple[bool, int]:
     """Whether some rank of the attempt finished restoring, and the last step it completed."""
+    records = records_of(run, entry)
+    restored = any(record.resumed is not None for record in records.values())
+    return restored, max((record.last_step for record in records.values()), default=0)
+
+
+def records_of(run: RunDir, entry: AttemptEntry) -> dict[str, StreamRecord]:
+    """What the ranks of this attempt journaled, by writer."""
     streams = [
         (stream, path)
         for stream, path in find_streams(run.journal)
         if (stream.attempt, stream.nonce) == (entry.number, entry.nonce)
         and stream.writer.startswith("rank-")
     ]
-    records = _records(streams)
-    restored = any(record.resumed is not None for record in records.values())
-    return restored, max((record.last_step for record in records.values()), default=0)
+    return {key.writer: record for key, record in _records(streams).items()}
 
 
 def commits_at(entries: Many[Entry], at: int | None) -> list[CommitEntry]:
@@ -251,5 +256,6 @@ __all__ = [
     "fold_run",
     "planned_event",
     "progress",
+    "records_of",
     "require_free",
 ]

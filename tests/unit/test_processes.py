@@ -273,7 +273,7 @@ KILLER = """
         os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
     ended = {}
     began = time.monotonic()
-    left = kill_tree(float(sys.argv[2]), ended.__setitem__)
+    left = kill_tree(float(sys.argv[2]), lambda pid, status, peak: ended.update({pid: status}))
     print(len(left), round(time.monotonic() - began, 3), *ended.values(), flush=True)
 """
 
@@ -392,7 +392,7 @@ def test_a_hurry_cuts_the_grace_short(start: Start) -> None:
         hurry = Hurry()
         os.write(hurry.writer, b"?!")
         began = time.monotonic()
-        left = kill_tree(60, lambda pid, status: None, hurry)
+        left = kill_tree(60, lambda pid, status, peak: None, hurry)
         print(len(left), time.monotonic() - began < 10, flush=True)
         """
     )

@@ -109,15 +109,18 @@ class Ending(NamedTuple):
 
 
 class Child:
-    """A started command. `ending` is None until the loop, which reaps, has set it."""
+    """A started command. `ending` is None until the loop, which reaps, has set it; `peak`: the
+    bytes that the largest of its processes held."""
 
     def __init__(self, process: subprocess.Popen[bytes]) -> None:
         self._process = process
         self.pid = process.pid
         self.ending: Ending | None = None
+        self.peak = 0
 
-    def note_end(self, pid: int, status: int) -> None:
+    def note_end(self, pid: int, status: int, peak: int) -> None:
         """Take a reaped child's status, if it is this one's."""
+        self.peak = max(self.peak, peak)
         if pid == self.pid:
             self.ending = Ending.of(status)
             self._process.returncode = os.waitstatus_to_exitcode(status)

@@ -5,8 +5,13 @@ Owns their names and forms on the supervisor's side; must not decide what they s
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
+
 from walrecover.entries import AttemptEntry
 from walrecover.rundir import RunDir
+
+ERROR_FILE = "TORCHELASTIC_ERROR_FILE"
 
 
 def of_run(run: RunDir, every: str | None) -> dict[str, str]:
@@ -24,10 +29,13 @@ def of_run(run: RunDir, every: str | None) -> dict[str, str]:
     return told
 
 
-def of_attempt(entry: AttemptEntry) -> dict[str, str]:
-    """Which plan to follow, and whose process to watch and to name in further attempts."""
+def of_attempt(entry: AttemptEntry, folder: Path, environ: Mapping[str, str]) -> dict[str, str]:
+    """Which plan to follow, whose process to watch and to name in further attempts, and, unless
+    somebody has said it already, where torchrun leaves the error of the worker that failed first.
+    """
     holder = entry.holder
     return {
+        ERROR_FILE: environ.get(ERROR_FILE) or str(folder / "error.json"),
         "WALRECOVER_ATTEMPT": f"{entry.number}-{entry.nonce}",
         "WALRECOVER_SUPERVISOR": f"{holder.pid}:{holder.started!r}:{holder.supervisor}",
     }

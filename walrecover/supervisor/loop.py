@@ -1,7 +1,7 @@
-"""The loop of `walrecover run`: enter an attempt, start the command, wait, decide, start over.
+"""The loop of `walrecover run`: enter an attempt, run the command, decide, start over.
 
-Owns the order of these; the plan is `recovery`'s, the decision `policy`'s, what people send
-`stopping`'s. Must not touch the command's output: nothing is buffered here.
+Owns the order of these; the plan is `recovery`'s, the command `watching`'s, the cause `causes`',
+the decision `policy`'s, what people send `stopping`'s.
 """
 
 from __future__ import annotations
@@ -15,29 +15,29 @@ from contextlib import closing
 import msgspec
 
 from walrecover import beats, recovery
+from walrecover.causes import Forced, classify
 from walrecover.entries import AttemptEntry
 from walrecover.errors import Fenced, RunBusy, WalrecoverError
-from walrecover.events import RestartDecided, WorkerExited, WorkerStarted
+from walrecover.events import RestartDecided, WorkerExited
 from walrecover.lease import holding
 from walrecover.policy import Decision, Ended, Policy, decide_restart
-from walrecover.processes import become_subreaper, identity, kill_tree, reap
+from walrecover.processes import become_subreaper, identity
 from walrecover.rundir import RunDir
 from walrecover.sequence import Sequence as RunSequence
 from walrecover.supervisor import handover
-from walrecover.supervisor.child import Command, Ending, Unusable, start
+from walrecover.supervisor.child import Command, Ending
+from walrecover.supervisor.evidence import Records, records_of
 from walrecover.supervisor.notes import Notes, say
 from walrecover.supervisor.signals import Interrupted, Signals
 from walrecover.supervisor.stopping import Stopping
 from walrecover.supervisor.succession import Succession
+from walrecover.supervisor.watching import Outcome, Watch
 
 GRACE_SECONDS = 60.0
 """From a stop signal to SIGKILL. Longer than the 30 s that torchrun itself gives its workers."""
 
-SWEEP_SECONDS = 5.0
-"""The same for what an attempt leaves behind that nobody asked to stop."""
-
 LOOK_SECONDS = 2.0
-"""Between two looks for a successor."""
+"""Between two looks for a successor, in a pause."""
 
 
 def supervise(
@@ -82,7 +82,7 @@ class _Supervision:
         self._holder = msgspec.structs.replace(identity(), supervisor=os.urandom(8).hex())
         self._succession = Succession(RunSequence(run.sequence), self._holder.supervisor)
         self._history: list[Ended] = []
-        self._furthest = 0
+        self._watch = Watch(signals, self._stopping, self._succession, grace)
         self._furthest = 0
 
     def drive(self, resume: str) -> int:
@@ -111,8 +111,9 @@ class _Supervision:
         entry = begun.entry
         folder = self._run.meeting(entry.number, entry.nonce)
         with closing(Notes(self._run, begun)) as notes, holding(folder):
-            ending = self._run_command(begun.entry, notes)
-            self._history.append(self._measure(begun.entry, ending))
+            told = handover.of_attempt(entry, folder, self._command.environ)
+            outcome = self._watch.run(self._command.told(told), notes)
+            self._note_end(entry, outcome, notes)
             decision = self._decide()
             notes.append(
                 RestartDecided(
@@ -127,85 +128,58 @@ class _Supervision:
         if self._stopping.hurried:
             return 130
         if not restarts:
-            return 1 if self._succession.successor() else ending.exit_code
+            return 1 if self._succession.successor() else outcome.ending.exit_code
         return self._pause(decision.delay)
 
-    def _run_command(self, entry: AttemptEntry, notes: Notes) -> Ending:
-        """Start the command, wait for its end, and end what it leaves behind."""
-        began = time.monotonic()
-        try:
-            child = start(self._command.told(handover.of_attempt(entry)), self._signals)
-        except Unusable as error:
-            ending, pid, forced = Ending(code=error.exit_code), 0, str(error)
-        else:
-            # Arguments may hold secrets; the ranks record theirs, redacted.
-            notes.append(WorkerStarted(at=time.time(), pid=child.pid, argv=self._command.argv[:1]))
-            self._stopping.child, pid = child, child.pid
-            forced = self._wait()
-            left = self._stopping.seconds_left()
-            grace = min(self._grace, SWEEP_SECONDS) if left is None else left
-            survivors = kill_tree(grace, child.note_end, self._stopping)
-            if survivors:
-                pids = ", ".join(str(process.pid) for process in survivors)
-                say(f"these processes outlive SIGKILL, and are left behind: {pids}")
-            ending = child.ending or Ending(signal=9)
+    def _note_end(self, entry: AttemptEntry, outcome: Outcome, notes: Notes) -> None:
+        """Say why it ended, and take it into the history on which is decided."""
+        records = self._records(entry)
+        found = outcome.before.look(
+            outcome.ending,
+            records,
+            run=self._run,
+            started=outcome.pid > 0,
+            forced=outcome.forced or self._fenced(),
+            asked=self._stopping.asked,
+            peak=outcome.peak,
+        )
+        verdict = classify(found)
+        self._history.append(self._measure(entry, outcome.ending, records))
         notes.append(
             WorkerExited(
                 at=time.time(),
-                pid=pid,
-                code=ending.code,
-                signal=ending.signal,
-                cause=self._cause(ending, pid),
-                evidence=f"{ending}: {forced}" if forced else str(ending),
-                seconds=time.monotonic() - began,
+                pid=outcome.pid,
+                code=outcome.ending.code,
+                signal=outcome.ending.signal,
+                cause=verdict.cause,
+                evidence=verdict.sentence,
+                seconds=outcome.seconds,
+                fingerprint=verdict.fingerprint,
+                artefacts=outcome.forced.artefacts if outcome.forced else (),
             )
         )
-        return ending
 
-    def _wait(self) -> str:
-        """Wait for the child's end, or for a reason to end it, which is returned."""
-        child = self._stopping.child
-        assert child is not None
-        look = time.monotonic() + LOOK_SECONDS
-        while True:
-            reap(child.note_end)
-            if child.ending is not None:
-                return ""
-            left = self._stopping.seconds_left()
-            if self._stopping.hurried:
-                return "a second Ctrl-C"
-            if left == 0:
-                return f"it had not ended {self._grace:g} s after it was asked to"
-            if time.monotonic() >= look:
-                if self._succession.successor():
-                    return "the run was taken over"
-                look = time.monotonic() + LOOK_SECONDS
-            until_look = look - time.monotonic()
-            self._stopping.hear(until_look if left is None else min(left, until_look))
+    def _fenced(self) -> Forced | None:
+        successor = self._succession.successor()
+        return Forced("fenced", _taken_over(successor)) if successor else None
 
-    def _cause(self, ending: Ending, pid: int) -> str:
-        """The class of an end, for the journal."""
-        if pid == 0:
-            return "unusable"
-        if self._succession.successor():
-            return "fenced"
-        if self._stopping.asked is not None:
-            return "stopped"
-        if ending.signal is not None:
-            return "killed"
-        return "failed" if ending.code else "done"
-
-    def _measure(self, entry: AttemptEntry, ending: Ending) -> Ended:
-        """How far it came: only steps that none before it had completed are progress."""
-        restored, furthest = False, self._furthest
+    def _records(self, entry: AttemptEntry) -> Records:
+        """What the ranks journaled in this attempt, and in those that torchrun began after it."""
         try:
-            for own in self._succession.own_since(entry):
-                reached, last = recovery.progress(self._run, own)
-                # The journal may lack the last steps of a killed process; its beat does not.
-                said = beats.furthest(self._run.meeting(own.number, own.nonce))
-                restored, furthest = restored or reached, max(furthest, last, said)
+            return records_of(self._run, self._succession.own_since(entry))
         except (OSError, WalrecoverError) as error:
             say(f"how far attempt {entry.number} came cannot be told: {error}")
+            return []
+
+    def _measure(self, entry: AttemptEntry, ending: Ending, records: Records) -> Ended:
+        """How far it came: only steps that none before it had completed are progress."""
+        restored, furthest = False, self._furthest
+        for own, found in records:
+            for record in found.values():
+                restored = restored or record.resumed is not None
+                furthest = max(furthest, record.last_step)
+            # The journal may lack the last steps of a killed process; its beat does not.
+            furthest = max(furthest, beats.furthest(self._run.meeting(own.number, own.nonce)))
         steps, self._furthest = furthest - self._furthest, furthest
         asked = self._stopping.asked is not None
         return Ended(entry.number, ending.code, ending.signal, restored, steps, asked)

@@ -7,7 +7,7 @@ leaves all killing to the loop.
 from __future__ import annotations
 
 import time
-from signal import SIGINT
+from signal import SIGINT, SIGTERM
 
 from walrecover.supervisor.child import Child
 from walrecover.supervisor.notes import say
@@ -28,6 +28,11 @@ class Stopping:
         self._signals = signals
         self._grace = grace
         self._interrupted: float | None = None
+
+    @property
+    def cause(self) -> str:
+        """The class of an end that was asked for: clusters preempt by SIGTERM."""
+        return "preempted" if self.asked == SIGTERM else "stopped"
 
     def fileno(self) -> int:
         return self._signals.fileno()

@@ -1,0 +1,98 @@
+"""One command, from its start to the end of all that it left behind.
+
+Owns the wait and the reasons to end the command; must not decide what follows, nor say why it
+ended (`evidence` and `causes` do).
+"""
+
+from __future__ import annotations
+
+import time
+from typing import NamedTuple
+
+from walrecover.causes import Forced
+from walrecover.events import WorkerStarted
+from walrecover.processes import kill_tree, reap
+from walrecover.supervisor.child import Child, Command, Ending, Unusable, start
+from walrecover.supervisor.evidence import Before
+from walrecover.supervisor.notes import Notes, say
+from walrecover.supervisor.signals import Signals
+from walrecover.supervisor.stopping import Stopping
+from walrecover.supervisor.succession import Succession
+
+SWEEP_SECONDS = 5.0
+"""From TERM to SIGKILL for what an attempt leaves behind that nobody asked to stop."""
+
+FIRST_LOOK_SECONDS, LOOK_SECONDS = 0.2, 2.0
+"""Until the first, and between two looks for a successor and at the command's cgroup."""
+
+
+class Outcome(NamedTuple):
+    """How a command ended. `pid` 0: it was never started. `forced`: why we ended it."""
+
+    ending: Ending
+    pid: int
+    forced: Forced | None
+    before: Before
+    peak: int
+    seconds: float
+
+
+class Watch:
+    """What waits for the command of one attempt."""
+
+    def __init__(
+        self, signals: Signals, stopping: Stopping, succession: Succession, grace: float
+    ) -> None:
+        self._signals = signals
+        self._stopping = stopping
+        self._succession = succession
+        self._grace = grace
+
+    def run(self, command: Command, notes: Notes) -> Outcome:
+        """Start the command, wait for its end, and end what it leaves behind."""
+        began = time.monotonic()
+        self._before = Before.note(command.environ)
+        try:
+            child = start(command, self._signals)
+        except Unusable as error:
+            forced = Forced("unusable", str(error))
+            return Outcome(Ending(code=error.exit_code), 0, forced, self._before, 0, 0.0)
+        # Arguments may hold secrets; the ranks record theirs, redacted.
+        notes.append(WorkerStarted(at=time.time(), pid=child.pid, argv=command.argv[:1]))
+        self._stopping.child = child
+        reason = self._wait(child)
+        self._sweep(child)
+        ending = child.ending or Ending(signal=9)
+        seconds = time.monotonic() - began
+        return Outcome(ending, child.pid, reason, self._before, child.peak, seconds)
+
+    def _sweep(self, child: Child) -> None:
+        left = self._stopping.seconds_left()
+        grace = min(self._grace, SWEEP_SECONDS) if left is None else left
+        survivors = kill_tree(grace, child.note_end, self._stopping)
+        if survivors:
+            pids = ", ".join(str(process.pid) for process in survivors)
+            say(f"these processes outlive SIGKILL, and are left behind: {pids}")
+
+    def _wait(self, child: Child) -> Forced | None:
+        """Wait for the child's end, or for a reason to end it, which is returned."""
+        look = time.monotonic() + FIRST_LOOK_SECONDS
+        while True:
+            reap(child.note_end)
+            if child.ending is not None:
+                return None
+            left = self._stopping.seconds_left()
+            if self._stopping.hurried:
+                return Forced("stopped", "a second Ctrl-C")
+            if left == 0:
+                return Forced(
+                    self._stopping.cause,
+                    f"it had not ended {self._grace:g} s after it was asked to",
+                )
+            if time.monotonic() >= look:
+                if self._succession.successor():
+                    return Forced("fenced", "the run was taken over")
+                self._before = self._before.follow(child.pid)
+                look = time.monotonic() + LOOK_SECONDS
+            until_look = look - time.monotonic()
+            self._stopping.hear(until_look if left is None else min(left, until_look))
