@@ -20,7 +20,7 @@ from walrecover.rehearse.compare import (
     used_generators,
     weights_digest,
 )
-from walrecover.rehearse.values import first_difference
+from walrecover.values import first_difference
 
 STEPS, RANKS = 6, 2
 DIGEST = "blake3:" + "0" * 64

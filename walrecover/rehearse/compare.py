@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from blake3 import blake3
 
-from walrecover.rehearse.values import ABSENT, bits, first_difference, shown
+from walrecover.values import ABSENT, bits, first_difference, shown
 
 _DRAWN = ("position", "rng")
 """What of the plain state holds states of generators."""
