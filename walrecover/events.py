@@ -175,9 +175,21 @@ class RunFinished(_Event, frozen=True):
     step: int
 
 
+class ModulesImported(_Event, frozen=True):
+    """What this rank's process had imported at its first completed step, in order: only modules
+    that are installed, none of the script's own. `environment`: names of the variables that
+    differ from those the process was started with."""
+
+    names: tuple[str, ...]
+    environment: tuple[str, ...] = ()
+
+
 class WorkerStarted(_Event, frozen=True):
+    """`standby`: what kind of standby took over ("imported", "parked"); "" for a cold start."""
+
     pid: int
     argv: tuple[str, ...] = ()
+    standby: str = ""
 
 
 class WorkerExited(_Event, frozen=True):
@@ -281,6 +293,7 @@ Event = (
     | StopAnnounced
     | RunStopped
     | RunFinished
+    | ModulesImported
     | WorkerStarted
     | WorkerExited
     | ExceptionRaised

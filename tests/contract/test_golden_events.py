@@ -99,6 +99,11 @@ EXAMPLES: dict[str, ev.Event] = {
     "RunFinished": ev.RunFinished(step=5000),
     "WorkerStarted": ev.WorkerStarted(pid=4711),
     "WorkerStarted full": ev.WorkerStarted(pid=4711, argv=("python", "train.py")),
+    "WorkerStarted standby": ev.WorkerStarted(pid=4711, standby="parked"),
+    "ModulesImported": ev.ModulesImported(names=("torch", "torch._dynamo")),
+    "ModulesImported full": ev.ModulesImported(
+        names=("torch",), environment=("OMP_NUM_THREADS", "HF_HOME")
+    ),
     "WorkerExited": ev.WorkerExited(pid=4711),
     "WorkerExited full": ev.WorkerExited(
         pid=4711,
