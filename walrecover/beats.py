@@ -12,23 +12,15 @@ import os
 import struct
 import time
 from pathlib import Path
-from typing import Literal, NamedTuple, get_args
+
+from walrecover.hangs import PHASES, Phase, Reading
 
 _BEAT = struct.Struct("<QQd")
-Phase = Literal["starting", "restoring", "training", "snapshot", "between", "ended"]
-PHASES: tuple[Phase, ...] = get_args(Phase)
-
-
-class Reading(NamedTuple):
-    """`step`: the last completed one. `at`: monotonic time of the last word, 0 for none yet."""
-
-    step: int
-    phase: Phase
-    at: float
+_PID = struct.Struct("<Q")
 
 
 class Beat:
-    """What this rank is doing: step, phase, when it last said so."""
+    """What this rank is doing: step, phase, when it last said so, and by which process."""
 
     def __init__(self, folder: Path, rank: int) -> None:
         fd = os.open(beat_path(folder, rank), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -38,6 +30,7 @@ class Beat:
         finally:
             os.close(fd)
         self._step = 0
+        self._map[_BEAT.size : _BEAT.size + _PID.size] = _PID.pack(os.getpid())
         self.say("starting")
 
     def say(self, phase: Phase, step: int | None = None) -> None:
@@ -55,9 +48,15 @@ class Page:
         """Raises FileNotFoundError, or ValueError while the page is still empty."""
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
-            self._map = mmap.mmap(fd, _BEAT.size, prot=mmap.PROT_READ)
+            self._map = mmap.mmap(fd, _BEAT.size + _PID.size, prot=mmap.PROT_READ)
         finally:
             os.close(fd)
+
+    @property
+    def pid(self) -> int:
+        """The rank's process, as it sees itself; 0 for none yet."""
+        pid: int = _PID.unpack(self._map[_BEAT.size :])[0]
+        return pid
 
     def read(self) -> Reading:
         before = self._map[: _BEAT.size]
@@ -90,3 +89,6 @@ def furthest(folder: Path) -> int:
         steps.append(page.read().step)
         page.close()
     return max(steps)
+
+
+__all__ = ["Beat", "Page", "Phase", "Reading", "beat_path", "find_beats", "furthest"]

@@ -269,6 +269,37 @@ class FileRestored(_Event, frozen=True):
     aside: str = ""
 
 
+class PhaseTimes(msgspec.Struct, frozen=True, omit_defaults=True):
+    """How long one phase took, in seconds: how often, and the two longest."""
+
+    count: int = 0
+    median: float = 0.0
+    longest: float = 0.0
+    second: float = 0.0
+
+
+class PhasesMeasured(_Event, frozen=True):
+    """What the supervisor has learned so far of how long the phases take."""
+
+    phases: dict[str, PhaseTimes]
+
+
+class HangDetected(_Event, frozen=True):
+    """A rank stood still for too long; nothing has been ended for it yet.
+
+    `rank`: the slowest one, None where none had attached. `seconds`: for how long; `limit`: for
+    how long it may. `artefacts`: the stacks, below the run's folder.
+    """
+
+    phase: str
+    seconds: float
+    limit: float
+    rank: int | None = None
+    step: int = 0
+    reason: str = ""
+    artefacts: tuple[str, ...] = ()
+
+
 class Unknown(msgspec.Struct, frozen=True):
     """An event of a newer release: kept, skipped by the fold."""
 
@@ -301,6 +332,8 @@ Event = (
     | FileAdopted
     | FileRejected
     | FileRestored
+    | PhasesMeasured
+    | HangDetected
 )
 
 EVENT_TYPES: tuple[type[_Event], ...] = Event.__args__

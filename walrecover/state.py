@@ -42,6 +42,8 @@ class StreamRecord(msgspec.Struct):
     exited: list[ev.WorkerExited] = []
     raised: list[ev.ExceptionRaised] = []
     decided: list[ev.RestartDecided] = []
+    hangs: list[ev.HangDetected] = []
+    measured: ev.PhasesMeasured | None = None
     abandoned: list[ev.SnapshotAbandoned] = []
     verified: set[str] = set()
     retired: set[str] = set()
@@ -202,6 +204,8 @@ _HANDLERS: dict[type, Any] = {
     ev.WorkerExited: _append("exited"),
     ev.ExceptionRaised: _append("raised"),
     ev.RestartDecided: _append("decided"),
+    ev.HangDetected: _append("hangs"),
+    ev.PhasesMeasured: _set("measured"),
     ev.SnapshotAbandoned: _append("abandoned"),
     ev.SnapshotVerified: _verified,
     ev.SnapshotsRetired: _retired,

@@ -150,6 +150,22 @@ EXAMPLES: dict[str, ev.Event] = {
         reason="ends too early",
         aside="out/model.pt.torn-1",
     ),
+    "PhasesMeasured": ev.PhasesMeasured(phases={}),
+    "PhasesMeasured full": ev.PhasesMeasured(
+        at=1750000002.5,
+        phases={"step": ev.PhaseTimes(count=70000, median=0.25, longest=9.5, second=9.0)},
+    ),
+    "HangDetected": ev.HangDetected(phase="start-up", seconds=3601.0, limit=3600.0),
+    "HangDetected full": ev.HangDetected(
+        at=1750000003.5,
+        phase="step",
+        seconds=612.5,
+        limit=600.0,
+        rank=1,
+        step=70000,
+        reason="rank 1 made no step for 612 s after step 70000",
+        artefacts=("attempts/a3-9f2c01d7/rank-00001.stacks",),
+    ),
 }
 
 GOLDEN: dict[str, dict[str, Any]] = json.loads(GOLDEN_FILE.read_text())
