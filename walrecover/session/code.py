@@ -27,6 +27,19 @@ ENVIRONMENT = (
     "PYTHONHASHSEED",
 )
 _SECRET = re.compile(r"(?i)(token|secret|passw|api.?key|credential|auth)")
+# In running text: a name like that with its value, a header's value, and the password of an URL.
+# A number is no secret (`max_tokens=512`).
+_SECRET_IN_TEXT = (
+    (re.compile(r"(?i)\b(bearer|basic)\s+[\w.~+/=-]{8,}"), r"\1 <redacted>"),
+    (re.compile(r"(://[^\s/:@]*:)[^\s/@]+@"), r"\1<redacted>@"),
+    (
+        re.compile(
+            r"(?i)([\w-]*(?:token|secret|passw|api.?key|credential|auth)[\w-]*[\"']?\s*[=:]\s*[\"']?)"
+            r"(?![\d.]+\b)(?!bearer\b|basic\b)[^\s\"',;<>()\[\]{}]+"
+        ),
+        r"\1<redacted>",
+    ),
+)
 
 
 def current(world: int) -> Code:
@@ -63,6 +76,13 @@ def redacted(argv: list[str]) -> tuple[str, ...]:
                 hide = argument.startswith("-")
         found.append(argument)
     return tuple(found)
+
+
+def redacted_text(text: str) -> str:
+    """A message, with the values behind names that look like secrets left out."""
+    for pattern, instead in _SECRET_IN_TEXT:
+        text = pattern.sub(instead, text)
+    return text
 
 
 def differences(before: Code, now: Code) -> tuple[str, ...]:

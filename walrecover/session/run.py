@@ -6,7 +6,7 @@ Owns what happens at a boundary and in which order. Loops are `loops`', agreemen
 
 from __future__ import annotations
 
-import atexit
+import contextlib
 import signal
 import sys
 import time
@@ -26,6 +26,8 @@ from walrecover.lease import Lease
 from walrecover.manifest import digest_of
 from walrecover.pace import Pace, choose, is_due
 from walrecover.rundir import RunDir
+from walrecover.session.exceptions import describe
+from walrecover.session.leaving import Leaving
 from walrecover.session.loops import Loop, Loops, Position
 from walrecover.session.meeting import Meeting
 from walrecover.session.restoring import Restored, position_tree
@@ -39,6 +41,7 @@ from walrecover.torch_adapter.ranks import World
 
 MEASURED_STEPS = 3
 PACE_CHANGE = 1.5
+LAST_WORD_SECONDS = 2.0  # for the exception to be durable
 PATIENCE_SECONDS = 5.0  # with the other ranks' votes for the end, once this one is to stop
 
 
@@ -101,7 +104,7 @@ class Run:
             self._meeting.paces.append(Pace(0, settings.every.steps))
         self._meeting.promise(self._step + 1)
         self._beat.say("training", self._step)
-        atexit.register(self._at_exit)
+        self._leaving = Leaving(self)
 
     # -- public ---------------------------------------------------------------------------------
 
@@ -381,7 +384,7 @@ class Run:
         self._closed = True
         if self._loops.step_waiting and not self._saver.failed:
             self._record()
-        atexit.unregister(self._at_exit)
+        self._leaving.close()
         self._signals.close()
         self._saver.close()
         if self._lease:
@@ -392,7 +395,21 @@ class Run:
             self._say(str(error))
         self._beat.say("ended")
 
-    def _at_exit(self) -> None:
+    # -- the way out ----------------------------------------------------------------------------
+
+    def raised(self, error: BaseException) -> None:
+        """An exception ends the script: the journal has it before anybody prints it, also where
+        the disk is slow or refuses."""
+        if self._closed:
+            return
+        with contextlib.suppress(StorageFailed, OSError):
+            self._journal.append(describe(error, self._step))
+            self._journal.sync(timeout=LAST_WORD_SECONDS)
+
+    def trains_in(self, thread: int | None) -> bool:
+        return thread == self._loops.thread
+
+    def exits(self) -> None:
         try:
             self._close()
         except (Fenced, Corrupt, OSError) as error:
