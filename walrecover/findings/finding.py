@@ -1,0 +1,34 @@
+"""One finding: what was found, and with it what follows and what to do."""
+
+from __future__ import annotations
+
+import msgspec
+
+from walrecover.findings.table import CHECKS, OK
+
+
+class Finding(msgspec.Struct, frozen=True):
+    check: str
+    level: str
+    found: str
+
+    @property
+    def consequence(self) -> str:
+        return "" if self.level == OK else CHECKS[self.check].consequence
+
+    @property
+    def remedy(self) -> str:
+        return "" if self.level == OK else CHECKS[self.check].remedy
+
+    def __str__(self) -> str:
+        """On one line."""
+        return f"{self.level}: {self.found}: {self.consequence}. Do: {self.remedy}"
+
+
+def size(count: float) -> str:
+    """Bytes for people."""
+    units = ["bytes", "kB", "MB", "GB", "TB"]
+    while count >= 1000 and len(units) > 1:
+        count /= 1000
+        del units[0]
+    return f"{count:.1f} {units[0]}" if count < 10 and count % 1 else f"{count:.0f} {units[0]}"
