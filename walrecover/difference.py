@@ -25,12 +25,14 @@ _GROUP = re.compile(r"(.+\.param_groups\.[0-9]+)\.([^.]+)")
 
 
 class Tensor(NamedTuple):
-    """A tensor without its bytes. `number`: its value, where it has one element and is known."""
+    """A tensor without its bytes. `number`: its value, where it has one element and is known.
+    `name`: what its reader calls it."""
 
     dtype: str
     shape: tuple[int, ...]
     digest: str
     number: float | int | None = None
+    name: str = ""
 
     def __str__(self) -> str:
         return f"{self.dtype} {'×'.join(map(str, self.shape)) or 'scalar'}"
@@ -41,7 +43,8 @@ class State(NamedTuple):
 
     `kinds`: what each attached object is, where that is known. `tensors_only`: plain values were
     never kept there. `own`: the generators and the data position are among the leaves.
-    `form_only`: values mean nothing (a model that was just built).
+    `form_only`: values mean nothing (a model that was just built). `part`: only some of what a
+    training has was asked for: objects of kinds that are not there are left out.
     """
 
     label: str
@@ -50,6 +53,7 @@ class State(NamedTuple):
     tensors_only: bool = False
     own: bool = False
     form_only: bool = False
+    part: bool = False
 
 
 class Change(NamedTuple):
@@ -80,12 +84,14 @@ KINDS = {
 
 
 class Report(NamedTuple):
-    """All that differs. `compared`: leaves that both sides have, over all ranks."""
+    """All that differs. `compared`: leaves that both sides have, over all ranks. `form_only`: of
+    those, only types, shapes and sizes were."""
 
     changes: tuple[Change, ...]
     renamed: tuple[tuple[int, Rename], ...]
     compared: int
     notes: tuple[str, ...]
+    form_only: bool = False
 
     @property
     def verdict(self) -> str:
@@ -108,7 +114,7 @@ def leaves_of(value: Any, path: str = "") -> dict[str, Any]:
 
 
 def _walk(value: Any, path: str) -> Iterator[tuple[str, Any]]:
-    if isinstance(value, Mapping) and value:
+    if isinstance(value, Mapping) and (value or not path):
         for key, item in value.items():
             yield from _walk(item, f"{path}.{key}" if path else str(key))
     elif _is_branch(value):
@@ -135,6 +141,7 @@ def compare(a: State, b: State) -> Report:
     ]
     renamed: list[tuple[int, Rename]] = []
     compared = 0
+    a, b = _part_of(a, b), _part_of(b, a)
     for rank, (ours, theirs) in enumerate(zip(a.ranks, b.ranks, strict=False)):
         one, other = _comparable(ours, a, b), _comparable(theirs, a, b)
         if a.form_only or b.form_only:
@@ -146,7 +153,8 @@ def compare(a: State, b: State) -> Report:
         renamed += found.renamed
         compared += found.compared
     changes.sort(key=lambda change: list(KINDS).index(change.kind))
-    return Report(tuple(changes), tuple(renamed), compared, tuple(notes))
+    form = a.form_only or b.form_only
+    return Report(tuple(changes), tuple(renamed), compared, tuple(notes), form)
 
 
 def _notes(a: State, b: State) -> Iterator[str]:
@@ -162,6 +170,19 @@ def _notes(a: State, b: State) -> Iterator[str]:
             yield f"{side} holds tensors only: plain values are not compared"
     if a.own != b.own and not (a.form_only or b.form_only):
         yield f"{'B' if a.own else 'A'} holds no generators and no data position of walrecover's"
+
+
+def _part_of(state: State, beside: State) -> State:
+    """Without the objects of kinds that a side which is a part does not have."""
+    if not beside.part:
+        return state
+    names = {name for name, kind in state.kinds.items() if kind in beside.kinds.values()}
+    common = names & beside.kinds.keys() or names
+    ranks = tuple(
+        {path: leaf for path, leaf in leaves.items() if path.partition(".")[0] in common}
+        for leaves in state.ranks
+    )
+    return state._replace(ranks=ranks)
 
 
 def _comparable(leaves: Mapping[str, Any], a: State, b: State) -> dict[str, Any]:

@@ -202,7 +202,7 @@ def _names(count: int) -> str:
 def _by(rule: tuple[str, str], here: str, there: str) -> str:
     by_here, by_there = rule
     if by_here and by_there:
-        return f"by {by_here} {here} and {by_there} {there}"
+        return f"by `{by_here}` in {here} and `{by_there}` in {there}"
     if not by_here and not by_there:
         return "by the order of their wrappers"
-    return f"by {by_here or by_there}, which only {here if by_here else there} has"
+    return f"by `{by_here or by_there}`, which only {here if by_here else there} has"

@@ -44,8 +44,6 @@ def _there(key: Any, value: Mapping[Any, Any]) -> str:
 
 def shown(value: Any) -> str:
     """A value for people: short, and with its bits where they are all that tells it apart."""
-    if value is None:
-        return ABSENT
     if isinstance(value, float) and value != value:
         return f"nan ({bits(value).hex()})"
     if isinstance(value, bytes) and len(value) > 16:

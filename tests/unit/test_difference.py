@@ -171,8 +171,8 @@ def test_wrappers_are_recognised_at_any_depth() -> None:
     found = pair(here, there)
     assert {r.here: r.there for r in found} == dict(zip(here, there, strict=True))
     assert said(found, "here", "there") == [
-        "4 names differ by module._orig_mod., which only there has",
-        "4 names differ by module., which only there has",
+        "4 names differ by `module._orig_mod.`, which only there has",
+        "4 names differ by `module.`, which only there has",
     ]
 
 
@@ -186,7 +186,7 @@ def test_a_single_name_is_paired_by_its_bytes_alone() -> None:
     (found,) = pair({"fc.w": Sign("f", 1)}, {"head.w": Sign("f", 1)})
     assert (found.here, found.there) == ("fc.w", "head.w")
     (found,) = pair({"fc.w": Sign("f", 1)}, {"scale": Sign("f", 1)})
-    assert said([found], "A", "B") == ["1 name differs by fc.w A and scale B"]
+    assert said([found], "A", "B") == ["1 name differs by `fc.w` in A and `scale` in B"]
 
 
 def test_ten_thousand_names_are_paired_at_once() -> None:

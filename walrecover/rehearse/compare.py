@@ -161,7 +161,11 @@ def facts_that_differ(
     for name in sorted(one.scalars.keys() | other.scalars.keys()):
         mine, its = one.scalars.get(name), other.scalars.get(name)
         if mine is None or its is None or bits(mine) != bits(its):
-            yield name, shown(mine), shown(its)
+            yield name, _scalar(mine), _scalar(its)
+
+
+def _scalar(value: float | None) -> str:
+    return ABSENT if value is None else shown(value)
 
 
 def _numbers(values: Iterable[float]) -> str:
