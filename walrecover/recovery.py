@@ -36,11 +36,12 @@ RESUME = ("auto", "must", "never")
 
 
 class Begun(NamedTuple):
-    """An attempt that was entered. `line` is what people read."""
+    """An attempt that was entered. `line` is what people read, `state` the run before it."""
 
     entry: AttemptEntry
     event: RecoveryPlanned
     line: str
+    state: RunState
 
 
 class Verdict(NamedTuple):
@@ -158,7 +159,7 @@ def begin_attempt(
     entry = entries[-1]
     assert isinstance(entry, AttemptEntry)
     event = planned_event(state, entry.plan, time.monotonic() - began)
-    return Begun(entry, event, describe(run, entry, event, model.finished(entries)))
+    return Begun(entry, event, describe(run, entry, event, model.finished(entries)), state)
 
 
 def planned_event(state: RunState, plan: Plan, seconds: float) -> RecoveryPlanned:

@@ -5,6 +5,7 @@
                       /journal/a3-9f2c01d7/<writer>/        or below --journal-dir
                       /attempts/a3-9f2c01d7/                what the processes of one attempt
                                                             tell each other; never state
+                      /artefacts/a3-9f2c01d7/               the stacks of a hang
 """
 
 from __future__ import annotations
@@ -57,6 +58,10 @@ class RunDir(NamedTuple):
     def meeting(self, number: int, nonce: str) -> Path:
         """Where the processes of one attempt meet: promises, announcements, beats."""
         return self.attempts / attempt_label(number, nonce)
+
+    def artefacts(self, number: int, nonce: str) -> Path:
+        """What is kept of an attempt beside its journal: stacks. Made where there is some."""
+        return self.path / "artefacts" / attempt_label(number, nonce)
 
     def exists(self) -> bool:
         return self.sequence.is_dir()

@@ -30,6 +30,7 @@ class Host:
         self.step_count = 0
         self.kept: list[tuple[int, Any, dict[str, Any]]] = []
         self.ends = 0
+        self.pauses = 0
         self.again = 0
         self.restored = kept
         if kept is not None:
@@ -59,6 +60,9 @@ class Host:
         assert self.restored is not None
         self.again += 1
         rng.restore(self.restored[2])
+
+    def pausing(self) -> None:
+        self.pauses += 1
 
     def loops_ended(self) -> None:
         self.ends += 1

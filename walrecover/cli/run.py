@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from walrecover import pace
+from walrecover import hangs, pace
 from walrecover.cli.options import directory, journal_dir
 from walrecover.errors import BadInput
 from walrecover.policy import Policy
@@ -58,6 +58,15 @@ from walrecover.rundir import RunDir, check_name, default_name, find_root
     show_default=True,
     help="Seconds between a stop signal and SIGKILL.",
 )
+@click.option(
+    "--hang-timeout",
+    metavar="LIMIT",
+    envvar="WALRECOVER_HANG_TIMEOUT",
+    default="auto",
+    show_default=True,
+    help="How long a rank may stand still: auto (learned), off, 10m, or by phase: "
+    "step=10m,snapshot=1h.",
+)
 @click.argument("cmd", nargs=-1, required=True, type=click.UNPROCESSED, metavar="-- CMD…")
 def command(
     name: str | None,
@@ -68,6 +77,7 @@ def command(
     backoff: float,
     resume: str,
     grace: float,
+    hang_timeout: str,
     cmd: tuple[str, ...],
 ) -> int:
     from walrecover.supervisor import supervise
@@ -75,12 +85,13 @@ def command(
 
     if every is not None:
         pace.parse(every)
+    limits = hangs.parse(hang_timeout)
     chosen = check_name(name) if name else name_of_command(list(cmd))
     journal = Path(journal_dir).absolute() if journal_dir else None
     run = RunDir(find_root(directory), chosen, journal)
     policy = Policy(max_restarts=max_restarts, initial=backoff)
     try:
-        return supervise(cmd, run, policy, every=every, resume=resume, grace=grace)
+        return supervise(cmd, run, policy, every=every, resume=resume, grace=grace, limits=limits)
     except Unusable as error:
         print(f"walrecover: {error}", file=sys.stderr)
         return error.exit_code

@@ -31,7 +31,7 @@ CALM_SECONDS = 0.05
 SEARCH_SECONDS = 0.01
 LULL_SECONDS = 0.02
 STALL_SECONDS = 300.0
-TRAINING: tuple[Phase, ...] = ("training", "snapshot")
+TRAINING: tuple[Phase, ...] = ("first", "training", "between", "snapshot")
 
 
 class Stalled(WalrecoverError):

@@ -14,7 +14,7 @@ from typing import Any
 
 from walrecover import entries as model
 from walrecover import events as ev
-from walrecover import recovery, snapshot
+from walrecover import recovery, snapshot, stacks
 from walrecover.beats import Beat
 from walrecover.entries import AttemptEntry, Holder
 from walrecover.errors import BadInput, Fenced, WalrecoverError
@@ -112,6 +112,7 @@ def _begin(
     ranks = gathering.ranks
     meeting = Meeting(run.meeting(entry.number, entry.nonce), ranks.rank, ranks.size)
     beat = Beat(meeting.folder, ranks.rank)
+    stacks.prepare(meeting.folder, ranks.rank)
     version = code.current(ranks.size)
     journal = _open_stream(run, entry, ranks, version)
     if planned is not None:

@@ -73,6 +73,8 @@ class Host(Protocol):
 
     def loops_ended(self) -> None: ...
 
+    def pausing(self) -> None: ...
+
 
 class Frame:
     """One active loop."""
@@ -390,6 +392,8 @@ class Loops:
                 self.done_before_top = list(self.done)
                 self.behind = 0
             self._mark_done(last.ordinal, rng.capture() if last.stepped else None)
+            if last.stepped and self.pending is None:
+                self.host.pausing()
             if last is frame:
                 break
         if frame is self.stepped_in and self.step_waiting:

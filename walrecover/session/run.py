@@ -103,7 +103,7 @@ class Run:
         if settings.every.steps is not None:
             self._meeting.paces.append(Pace(0, settings.every.steps))
         self._meeting.promise(self._step + 1)
-        self._beat.say("training", self._step)
+        self._beat.say("first", self._step)
         self._leaving = Leaving(self)
 
     # -- public ---------------------------------------------------------------------------------
@@ -188,6 +188,11 @@ class Run:
         while self._loops.opaque:
             self._say(self._loops.opaque.pop(0))
         rng.restore(restored.rng)
+
+    def pausing(self) -> None:
+        """A loop in which steps were made has ended: what comes before the next step is none."""
+        if self._finished_at != self._step:
+            self._beat.say("between")
 
     def loops_ended(self) -> None:
         """The outermost loop has no more items: the run came to its end."""
@@ -345,7 +350,7 @@ class Run:
         raise Stopped(128 + number)
 
     def _finish(self, position: Position) -> None:
-        self._beat.say("between", self._step)
+        self._beat.say("snapshot", self._step)
         for step, values in self._late.arrived(wait=True):
             self._journal.append(ev.ScalarsArrived(at=time.time(), step=step, scalars=values))
         key = Key(self._step, True)
@@ -353,6 +358,7 @@ class Run:
             self._finished_at = self._step
             return
         saved = self._save(key, position, finished=True)
+        self._beat.say("snapshot")
         patient_until = time.monotonic() + PATIENCE_SECONDS
         durable = saved and self._saver.wait(
             key, lambda: self._signals.received is not None and time.monotonic() > patient_until

@@ -19,6 +19,7 @@ from walrecover.causes import Forced, classify
 from walrecover.entries import AttemptEntry
 from walrecover.errors import Fenced, RunBusy, WalrecoverError
 from walrecover.events import RestartDecided, WorkerExited
+from walrecover.hangs import Limits
 from walrecover.lease import holding
 from walrecover.policy import Decision, Ended, Policy, decide_restart
 from walrecover.processes import become_subreaper, identity
@@ -27,6 +28,7 @@ from walrecover.sequence import Sequence as RunSequence
 from walrecover.supervisor import handover
 from walrecover.supervisor.child import Command, Ending
 from walrecover.supervisor.evidence import Records, records_of
+from walrecover.supervisor.hanging import Monitor
 from walrecover.supervisor.notes import Notes, say
 from walrecover.supervisor.signals import Interrupted, Signals
 from walrecover.supervisor.stopping import Stopping
@@ -49,6 +51,7 @@ def supervise(
     resume: str = "auto",
     environ: Mapping[str, str] | None = None,
     grace: float = GRACE_SECONDS,
+    limits: Limits | None = None,
 ) -> int:
     """Run the command until it is done, asked to stop or given up; return the exit code.
 
@@ -62,7 +65,9 @@ def supervise(
     become_subreaper()
     with Signals() as signals:
         try:
-            return _Supervision(found, run, policy, signals, grace).drive(resume)
+            return _Supervision(found, run, policy, signals, grace, limits or Limits()).drive(
+                resume
+            )
         except Interrupted as interrupted:
             return 128 + interrupted.number
 
@@ -71,13 +76,20 @@ class _Supervision:
     """One `walrecover run`, over all its attempts."""
 
     def __init__(
-        self, command: Command, run: RunDir, policy: Policy, signals: Signals, grace: float
+        self,
+        command: Command,
+        run: RunDir,
+        policy: Policy,
+        signals: Signals,
+        grace: float,
+        limits: Limits,
     ) -> None:
         self._command = command
         self._run = run
         self._policy = policy
         self._signals = signals
         self._grace = grace
+        self._limits = limits
         self._stopping = Stopping(signals, grace)
         self._holder = msgspec.structs.replace(identity(), supervisor=os.urandom(8).hex())
         self._succession = Succession(RunSequence(run.sequence), self._holder.supervisor)
@@ -112,7 +124,15 @@ class _Supervision:
         folder = self._run.meeting(entry.number, entry.nonce)
         with closing(Notes(self._run, begun)) as notes, holding(folder):
             told = handover.of_attempt(entry, folder, self._command.environ)
-            outcome = self._watch.run(self._command.told(told), notes)
+            monitor = Monitor(
+                self._run,
+                self._limits,
+                begun.state,
+                lambda: self._succession.at_work(entry),
+                notes.append,
+                self._stopping.hear,
+            )
+            outcome = self._watch.run(self._command.told(told), notes, monitor)
             self._note_end(entry, outcome, notes)
             decision = self._decide()
             notes.append(

@@ -41,3 +41,10 @@ class Succession:
             for other in attempts(self._sequence.read())
             if other.holder.supervisor == self._supervisor and other.number >= entry.number
         ]
+
+    def at_work(self, entry: AttemptEntry) -> AttemptEntry:
+        """The last of those; this one where that cannot be read now."""
+        try:
+            return self.own_since(entry)[-1]
+        except (OSError, WalrecoverError, IndexError):
+            return entry

@@ -14,6 +14,7 @@ from walrecover.events import WorkerStarted
 from walrecover.processes import kill_tree, reap
 from walrecover.supervisor.child import Child, Command, Ending, Unusable, start
 from walrecover.supervisor.evidence import Before
+from walrecover.supervisor.hanging import Monitor
 from walrecover.supervisor.notes import Notes, say
 from walrecover.supervisor.signals import Signals
 from walrecover.supervisor.stopping import Stopping
@@ -48,7 +49,7 @@ class Watch:
         self._succession = succession
         self._grace = grace
 
-    def run(self, command: Command, notes: Notes) -> Outcome:
+    def run(self, command: Command, notes: Notes, monitor: Monitor) -> Outcome:
         """Start the command, wait for its end, and end what it leaves behind."""
         began = time.monotonic()
         self._before = Before.note(command.environ)
@@ -60,7 +61,8 @@ class Watch:
         # Arguments may hold secrets; the ranks record theirs, redacted.
         notes.append(WorkerStarted(at=time.time(), pid=child.pid, argv=command.argv[:1]))
         self._stopping.child = child
-        reason = self._wait(child)
+        reason = self._wait(child, monitor)
+        monitor.note()
         self._sweep(child)
         ending = child.ending or Ending(signal=9)
         seconds = time.monotonic() - began
@@ -74,7 +76,7 @@ class Watch:
             pids = ", ".join(str(process.pid) for process in survivors)
             say(f"these processes outlive SIGKILL, and are left behind: {pids}")
 
-    def _wait(self, child: Child) -> Forced | None:
+    def _wait(self, child: Child, monitor: Monitor) -> Forced | None:
         """Wait for the child's end, or for a reason to end it, which is returned."""
         look = time.monotonic() + FIRST_LOOK_SECONDS
         while True:
@@ -94,5 +96,7 @@ class Watch:
                     return Forced("fenced", "the run was taken over")
                 self._before = self._before.follow(child.pid)
                 look = time.monotonic() + LOOK_SECONDS
-            until_look = look - time.monotonic()
+            if left is None and (hang := monitor.look()):
+                return hang
+            until_look = min(look - time.monotonic(), monitor.seconds_left())
             self._stopping.hear(until_look if left is None else min(left, until_look))

@@ -1,0 +1,313 @@
+"""Real commands that live and make no step: found, written down, named, ended, begun again.
+
+All but one are workers without torch: they attach by hand and beat as a session does.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from walrecover import events as ev
+from walrecover.journal import Reader, find_streams
+from walrecover.rundir import RunDir
+
+# A rank without torch. What it does the first time, it knows by a file that it then makes.
+RANK = """
+    import os, signal, sys, time
+    from pathlib import Path
+    from walrecover import stacks
+    from walrecover.beats import Beat
+    from walrecover.events import AttemptBegun, Resumed, StepCompleted
+    from walrecover.journal import Journal
+    from walrecover.rundir import RunDir
+
+    def first_time(name="met"):
+        if os.path.exists(name):
+            return False
+        open(name, "w").close()
+        return True
+
+    class Rank:
+        def __init__(self, rank=0):
+            self.step_count = 0
+            run = RunDir(Path(os.environ["WALRECOVER_DIR"]), os.environ["WALRECOVER_RUN"])
+            number, nonce = os.environ["WALRECOVER_ATTEMPT"].split("-")
+            folder = run.meeting(int(number), nonce)
+            folder.mkdir(parents=True, exist_ok=True)
+            self.beat = Beat(folder, rank)
+            stacks.prepare(folder, rank)
+            number, name = int(number), f"rank-{rank}"
+            first = AttemptBegun(run=run.name, attempt=number, nonce=nonce, writer=name)
+            path = run.stream(number, nonce, name)
+            self.journal = Journal.create(path, attempt=number, first=first)
+            self.journal.append(Resumed(step=0))
+            self.beat.say("first", 0)
+        def step(self):
+            self.step_count += 1
+            self.journal.append(StepCompleted(step=self.step_count))
+            self.journal.sync()
+            self.beat.say("training", self.step_count)
+        def end(self):
+            self.journal.close()
+            self.beat.say("ended")
+"""
+
+
+class Ended(NamedTuple):
+    code: int
+    said: str
+    run: RunDir
+
+    def show(self) -> dict[str, Any]:
+        done = walrecover(self.run.root, "show", "--json", self.run.name)
+        found: dict[str, Any] = json.loads(done.stdout)
+        return found
+
+    def events(self, kind: type) -> list[Any]:
+        """Of the supervisor's streams, in order."""
+        found = []
+        for stream, path in find_streams(self.run.journal):
+            if stream.writer == "supervisor":
+                with Reader(path, stream) as reader:
+                    found += [event for _, event in reader.read() if isinstance(event, kind)]
+        return found
+
+
+def walrecover(root: Path, *arguments: str, **more: Any) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "walrecover.cli", *arguments],
+        env={**os.environ, "WALRECOVER_DIR": str(root)},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        **more,
+    )
+
+
+def supervise(folder: Path, code: str, *options: str) -> Ended:
+    """Run a script of these lines under `walrecover run`, to its end."""
+    script = folder / "train.py"
+    script.write_text(textwrap.dedent(RANK) + textwrap.dedent(code))
+    root = folder / ".walrecover"
+    options = ("--name", "run", "--backoff", "0", "--grace", "1", *options)
+    done = walrecover(root, "run", *options, "--", sys.executable, str(script), cwd=folder)
+    assert "Traceback" not in done.stderr, done.stderr
+    return Ended(done.returncode, done.stderr, RunDir(root, "run"))
+
+
+def is_gone(pid: int) -> bool:
+    return not os.path.exists(f"/proc/{pid}")
+
+
+# --- a real training ----------------------------------------------------------------------------
+
+PAIR = """
+    import os, signal, subprocess, sys
+    import torch
+    torch.set_num_threads(1)
+    if len(sys.argv) == 1:  # the launcher: both ranks, and the end of both when one fails
+        store = "store-" + os.environ["WALRECOVER_ATTEMPT"]
+        ranks = [subprocess.Popen([sys.executable, __file__, str(n), store]) for n in range(2)]
+        sys.exit(max(abs(rank.wait()) for rank in ranks))
+    from tests.end_to_end.scripts import ranks
+    rank, store = int(sys.argv[1]), sys.argv[2]
+    learn = ranks.learn
+    count = 0
+    def stopping(*arguments):
+        global count
+        count += 1
+        if count == 4 and rank == 1 and first_time():
+            os.kill(os.getpid(), signal.SIGSTOP)
+        return learn(*arguments)
+    ranks.learn = stopping
+    ranks.training(os.path.abspath(store), rank)
+"""
+
+
+def test_a_stopped_rank_of_two_is_named_and_the_training_goes_on_to_its_end(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
+    ended = supervise(folder, PAIR, "--hang-timeout", "step=3s", "--every", "1steps")
+    assert ended.code == 0, ended.said
+    first, last = ended.show()["attempts"]
+    assert (first["cause"], first["decision"], last["cause"]) == ("hang", "restart", "done")
+    assert "rank 1 made no step for" in first["evidence"]
+    assert "its process is stopped by a signal" in first["evidence"]
+    assert "rank 0 waited with it" in first["evidence"]
+    (hang,) = ended.events(ev.HangDetected)
+    assert (hang.rank, hang.step, hang.phase, hang.limit) == (1, 3, "step", 3.0)
+    stopped, waiting = ((ended.run.path / name).read_text() for name in hang.artefacts[1::-1])
+    assert "(stopped)" in stopped and "in stopping" in stopped
+    assert "in learn" in waiting and "torch/nn/parallel/distributed.py" in waiting
+
+
+# --- what it stands in --------------------------------------------------------------------------
+
+LOOPS = """
+    rank = Rank()
+    rank.step()
+    if first_time():
+        while True: pass  # here it hangs
+    rank.step()
+    rank.end()
+"""
+
+
+def test_an_endless_loop_is_found_and_the_stacks_name_its_line(tmp_path: Path) -> None:
+    ended = supervise(tmp_path, LOOPS, "--hang-timeout", "step=1s")
+    assert ended.code == 0, ended.said
+    (hang,) = ended.events(ev.HangDetected)
+    lines = (tmp_path / "train.py").read_text().splitlines()
+    (number,) = (n for n, line in enumerate(lines, 1) if "here it hangs" in line)
+    exited = ended.events(ev.WorkerExited)[0]
+    assert exited.artefacts == hang.artefacts
+    (artefact,) = (ended.run.path / name for name in hang.artefacts)
+    assert f'train.py", line {number} in <module>' in artefact.read_text()
+    assert f"train.py line {number} in <module>" in hang.reason
+    assert exited.cause == "hang" and hang.reason in exited.evidence
+    assert str(artefact.parent) in ended.show()["attempts"][0]["evidence"]
+    assert 1.0 < hang.seconds < 3 * hang.limit
+
+
+HOLDS_THE_LOCK = """
+    import ctypes
+    rank = Rank()
+    rank.step()
+    if first_time():
+        # Native code that never comes back, with the interpreter lock: a mutex taken twice.
+        signal.signal(signal.SIGTERM, lambda *_: None)
+        mutex, libc = ctypes.create_string_buffer(64), ctypes.PyDLL(None)
+        libc.pthread_mutex_lock(mutex)
+        libc.pthread_mutex_lock(mutex)
+    rank.end()
+"""
+
+
+def test_native_code_that_holds_the_interpreter_lock_still_shows_its_stack(tmp_path: Path) -> None:
+    ended = supervise(tmp_path, HOLDS_THE_LOCK, "--hang-timeout", "step=1s")
+    (hang,) = ended.events(ev.HangDetected)
+    assert "train.py line" in hang.reason
+    assert ended.events(ev.WorkerExited)[0].signal == signal.SIGKILL  # TERM it could not hear
+
+
+# --- no false alarm -----------------------------------------------------------------------------
+
+SLOW = """
+    rank = Rank()
+    for _ in range(5):
+        time.sleep(0.8)
+        rank.step()
+    rank.beat.say("snapshot")
+    time.sleep(4)
+    rank.end()
+"""
+
+
+def test_slow_steps_and_a_long_save_are_no_hang(tmp_path: Path) -> None:
+    ended = supervise(tmp_path, SLOW, "--hang-timeout", "step=3s")
+    assert ended.code == 0, ended.said
+    assert ended.events(ev.HangDetected) == []
+    measured = ended.events(ev.PhasesMeasured)[-1].phases
+    assert 0.7 < measured["step"].median < 2.0
+    assert {"start-up", "first-step", "step"} <= set(measured)
+
+
+SILENT = "import time; time.sleep(3); print('done')"
+
+
+def test_a_script_that_never_attaches_is_left_alone_unless_start_up_has_a_limit(
+    tmp_path: Path,
+) -> None:
+    assert supervise(tmp_path, SILENT, "--hang-timeout", "1s").code == 0
+    only_once = ("--max-restarts", "0")
+    ended = supervise(tmp_path, SILENT, "--hang-timeout", "start-up=1s", *only_once)
+    assert ended.code == 128 + signal.SIGTERM
+    (hang,) = ended.events(ev.HangDetected)
+    assert (hang.rank, hang.phase) == (None, "start-up")
+
+
+def test_a_supervisor_that_was_stopped_finds_nobody_hanging(tmp_path: Path) -> None:
+    script = tmp_path / "train.py"
+    code = "rank = Rank()\nrank.step()\nprint('up', flush=True)\ninput()\nrank.step()\nrank.end()\n"
+    script.write_text(textwrap.dedent(RANK) + code)
+    root = tmp_path / ".walrecover"
+    options = ["--name", "run", "--hang-timeout", "step=4s"]
+    process = subprocess.Popen(
+        [
+            sys.executable,
+            "-m",
+            "walrecover.cli",
+            "run",
+            *options,
+            "--",
+            sys.executable,
+            str(script),
+        ],
+        env={**os.environ, "WALRECOVER_DIR": str(root)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdin and process.stdout
+    assert process.stdout.readline() == "up\n"
+    process.send_signal(signal.SIGSTOP)
+    try:
+        process.wait(5)
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGCONT)
+    _, said = process.communicate("\n", timeout=60)
+    assert process.returncode == 0, said
+    assert Ended(0, said, RunDir(root, "run")).events(ev.HangDetected) == []
+
+
+# --- bad children -------------------------------------------------------------------------------
+
+STUBBORN = """
+    import subprocess
+    rank = Rank()
+    rank.step()
+    if not first_time():
+        rank.end()
+        sys.exit()
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if os.fork() == 0:  # a daemon: twice forked, in a session of its own, deaf, without our files
+        os.setsid()
+        if os.fork():
+            os._exit(0)
+        os.chdir("/")
+        os.closerange(0, 3)
+        with open(sys.path[0] + "/daemon", "w") as file:
+            file.write(str(os.getpid()))
+        while True:
+            time.sleep(60)
+    os.wait()
+    os.kill(os.getpid(), signal.SIGSTOP)
+    while True:
+        time.sleep(60)
+"""
+
+
+def test_a_child_that_is_deaf_to_term_and_its_daemon_are_ended_before_the_next_attempt(
+    tmp_path: Path,
+) -> None:
+    ended = supervise(tmp_path, STUBBORN, "--hang-timeout", "step=1s")
+    assert ended.code == 0, ended.said
+    first, last = ended.events(ev.WorkerExited)
+    assert (first.cause, first.signal, last.cause) == ("hang", signal.SIGKILL, "done")
+    daemon = int((tmp_path / "daemon").read_text())
+    assert is_gone(daemon)
+    (hang,) = ended.events(ev.HangDetected)
+    (others,) = (ended.run.path / name for name in hang.artefacts if "processes" in name)
+    assert f"pid {daemon} (" in others.read_text()
