@@ -254,10 +254,11 @@ def test_a_model_that_has_changed_is_named_by_five_keys_and_shapes(trial: Start)
     assert "2.weight" in output
     assert "2.bias" not in output
     assert "and 6 more" in output
+    assert f"All that differs: walrecover diff {run_of(widened).name}@2 widened.py" in output
     assert commits(widened) == before
     status, output = widened.run(width=5, strict=False)
     assert status == 0
-    assert "not restored: model: 0.weight is 5×4 here and 3×4 there" in output
+    assert "not restored: model: 11 of 12 keys do not fit: 0.weight is 5×4 here and 3×4" in output
 
 
 def test_a_run_that_is_at_work_is_busy(trial: Start) -> None:

@@ -118,6 +118,10 @@ def test_a_parameter_that_lies_within_flat_memory_is_filled_in_place() -> None:
     assert flat.tolist() == [0, 0, 1, 1, 0, 0]
     with pytest.raises(Mismatch, match=r"it\['w'\] is 2 here and 3 in the snapshot"):
         carry({"w": torch.ones(3)}, {"w": weight})
+    into = {"w": weight, "n": 1}
+    notes = carry({"w": torch.ones(3), "n": 2}, into, strict=False)
+    assert notes == ["it: it['w'] is 2 here and 3 in the snapshot"]
+    assert (into["n"], into["w"] is weight) == (2, True)
 
 
 @pytest.mark.parametrize(
@@ -215,13 +219,49 @@ def test_a_mismatch_shows_five_keys_with_their_shapes() -> None:
 def test_what_fits_is_restored_where_it_need_not_all_fit() -> None:
     model, wider = nn.Linear(2, 2), nn.Linear(3, 2)
     notes = carry(model, wider, strict=False)
-    assert notes == ["it: weight is 2×3 here and 2×2 there"]
+    assert notes == ["it: 1 of 2 keys do not fit: weight is 2×3 here and 2×2 there"]
     assert torch.equal(wider.bias, model.bias)
 
 
 def test_the_kind_of_an_object_must_not_change() -> None:
     with pytest.raises(Mismatch, match="it is a module, and was a dict when the snapshot was"):
         carry({}, nn.Linear(1, 1))
+    notes = carry({}, nn.Linear(1, 1), strict=False)
+    assert notes == ["it is a module, and was a dict when the snapshot was taken"]
+
+
+class Wrapping(nn.Module):
+    """A wrapper that `attach` does not know."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.module = inner
+
+
+def test_a_wrapper_that_the_snapshot_lacks_is_recognised_and_never_followed() -> None:
+    model, inside = nn.Linear(2, 2), nn.Linear(2, 2)
+    before = bits(inside)
+    with pytest.raises(Mismatch) as raised:
+        carry(model, Wrapping(inside))
+    text = str(raised.value)
+    assert "all of its keys: 2 names differ by `module.`, which only the model has" in text
+    assert "attach the object at the depth at which it was attached" in text
+    (note,) = carry(model, Wrapping(inside), strict=False)
+    assert note.startswith("it: 4 of 4 keys do not fit: all of its keys: 2 names differ by")
+    assert bits(inside) == before
+
+
+def test_modules_that_were_renamed_are_recognised_beside_others_that_fit() -> None:
+    def made(name: str) -> nn.Module:
+        tower = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 2))
+        return nn.ModuleDict({name: tower, "head": nn.Linear(2, 2)})
+
+    before, after = made("tower"), made("encoder")
+    with pytest.raises(Mismatch, match=r"not fit the snapshot: 4 names differ by `tower\.` in"):
+        carry(before, after)
+    (note,) = carry(before, after, strict=False)
+    assert "8 of 10 keys do not fit: 4 names differ by `tower.` in the snapshot and `enc" in note
+    assert torch.equal(after["head"].weight, before["head"].weight)
 
 
 # -- optimizers and schedules ---------------------------------------------------------------------
@@ -327,6 +367,21 @@ def test_an_optimizer_over_other_parameters_is_a_mismatch() -> None:
     _, adam = trained(OPTIMIZERS["Adam"], 1)
     with pytest.raises(Mismatch, match=r"state\.0\.exp_avg is 4×3, its parameter 5×3"):
         carry(adam, torch.optim.Adam(grown.parameters()))
+
+
+def test_state_of_the_parameters_that_fit_is_restored_where_it_need_not_all_fit() -> None:
+    grown = nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 2))
+    _, adam = trained(OPTIMIZERS["Adam"], 3)
+    other = torch.optim.Adam(grown.parameters())
+    (note,) = carry(adam, other, strict=False)
+    assert note.startswith("it: 3 of 4 keys do not fit: state.0.exp_avg is 4×3, its parameter 5×3")
+    last = list(grown.parameters())[-1]
+    assert set(other.state) == {last}
+    assert other.state[last]["step"] == 3
+    grown(torch.ones(1, 3)).sum().backward()
+    other.step()  # what did not fit begins anew
+    assert other.state[last]["step"] == 4
+    assert other.state[grown[0].weight]["step"] == 1
 
 
 SCHEDULES: dict[str, Any] = {

@@ -7,6 +7,7 @@ stream opened, the plan restored, everybody told. It is the only call that coord
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import sys
 import time
@@ -17,12 +18,12 @@ from walrecover import events as ev
 from walrecover import recovery, snapshot, stacks
 from walrecover.beats import Beat
 from walrecover.entries import AttemptEntry, Holder
-from walrecover.errors import BadInput, Fenced, WalrecoverError
+from walrecover.errors import BadInput, Fenced, Mismatch, WalrecoverError
 from walrecover.failpoints import failpoint
 from walrecover.files import create_if_absent, make_directory, storage
 from walrecover.journal import Journal
 from walrecover.processes import identity, watch_supervisor
-from walrecover.rundir import RunDir
+from walrecover.rundir import RunDir, find_root
 from walrecover.sequence import Sequence
 from walrecover.session import code, restoring, settings
 from walrecover.session.disabled import DisabledRun
@@ -124,8 +125,7 @@ def _begin(
         try:
             restored = restoring.read(run, base, ranks.rank, ranks.size)
             _compare(journal, restored, version, chosen, ranks)
-            notes = attached.check(restored.stored, strict)
-            notes += attached.restore(restored.stored, strict)
+            notes = _give_back(restored, attached, strict, run, ranks)
             # What stands between `attach` and the loop to come back to repeats as it was.
             rng.restore(restored.position.begun if restored.position.places else restored.rng)
         except (WalrecoverError, OSError) as error:
@@ -156,6 +156,28 @@ def _begin(
         strict=strict,
         code=version,
     )
+
+
+def _give_back(
+    restored: Restored, attached: Attached, strict: bool, run: RunDir, ranks: World
+) -> list[str]:
+    """Restore the objects. Returns what did not fit (where not `strict`), a line for each object.
+
+    A Mismatch says how to see all that differs.
+    """
+    try:
+        notes = attached.check(restored.stored, strict)
+        return notes + attached.restore(restored.stored, strict)
+    except Mismatch as error:
+        script = sys.argv[0] if sys.argv[0].endswith(".py") else "train.py"
+        now = shlex.quote(shlex.join([script, *sys.argv[1:]]))
+        if ranks.size > 1:  # the script would wait for the other ranks
+            now = f"{shlex.quote(script)}:NAME, where NAME builds the model"
+        default = run.root == find_root(None)
+        there = "" if default else f"--dir {shlex.quote(str(run.root))} "
+        raise Mismatch(
+            f"{error}. All that differs: walrecover diff {there}{run.name}@{restored.step} {now}"
+        ) from None
 
 
 def _open_stream(run: RunDir, entry: AttemptEntry, ranks: World, version: ev.Code) -> Journal:
