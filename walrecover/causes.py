@@ -7,12 +7,23 @@ anything itself (`supervisor.evidence` does) nor decide what follows (`policy` d
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import msgspec
 
+from walrecover.entries import Holder
 from walrecover.events import ExceptionRaised
+from walrecover.wording import (
+    SIGKILL,
+    SIGNALS,
+    SIGTERM,
+    processes,
+    ranks,
+    shortened,
+    signal_name,
+    size,
+)
 
 CAUSES = {
     "out_of_memory": "torch's allocator, Python's or the kernel's OOM killer",
@@ -137,17 +148,17 @@ class Evidence(msgspec.Struct, frozen=True):
     step: int = 0
     infinite: str = ""
     log: tuple[str, ...] = ()
-    lost: str = ""
 
 
 class Verdict(NamedTuple):
-    """`error`: the text of the exception that decided, "Type: message", for a policy's patterns;
-    `step`: the last completed step where it happened."""
+    """`error`, `kinds`: of the exception that decided, "Type: message", and the names of its type
+    and their bases; `step`: the last completed one where it happened."""
 
     cause: str
     sentence: str
     fingerprint: str
     error: str = ""
+    kinds: tuple[str, ...] = ()
     step: int = 0
 
 
@@ -159,6 +170,18 @@ def classify(evidence: Evidence, patterns: Sequence[Pattern] = ()) -> Verdict:
         if verdict is not None:
             return verdict
     raise AssertionError("_by_ending always answers")
+
+
+def unseen(holder: Holder, here: Holder) -> Verdict:
+    """Why there is no note of an attempt's end, where its holder does not live any more."""
+    if holder.host == here.host and holder.boot == here.boot:
+        text = f"its supervisor (pid {holder.pid}) was ended with it, and nobody saw how"
+        return Verdict("crash", text, "crash:supervisor")
+    if holder.host == here.host and holder.boot.partition("/")[0] != here.boot.partition("/")[0]:
+        text = f"{holder.host} was started again while it ran"
+    else:
+        text = f"nobody saw it end on {holder.host}"
+    return Verdict("node_lost", text, "node_lost")
 
 
 def ending(evidence: Evidence) -> str:
@@ -183,8 +206,6 @@ def _own_doing(evidence: Evidence, patterns: Sequence[Pattern]) -> Verdict | Non
         return Verdict(forced.cause, f"{ending(evidence)}: {forced.text}", forced.cause)
     if not evidence.started:
         return Verdict("unusable", ending(evidence), "unusable")
-    if evidence.lost:
-        return Verdict("node_lost", evidence.lost, "node_lost")
     if evidence.asked is not None:
         cause = "preempted" if evidence.asked == SIGTERM else "stopped"
         asked = f"asked to stop by {signal_name(evidence.asked)}"
@@ -210,10 +231,10 @@ def _by_counters(evidence: Evidence, patterns: Sequence[Pattern]) -> Verdict | N
     memory = evidence.memory
     if memory.kills:
         limit = f" (limit {size(memory.limit)})" if memory.limit is not None else ""
-        text = f"the kernel's OOM killer ended {_processes(memory.kills)} in its cgroup{limit}"
+        text = f"the kernel's OOM killer ended {processes(memory.kills)} in its cgroup{limit}"
     elif memory.elsewhere and _reads_as_killed(evidence):
         text = (
-            f"the kernel's OOM killer ended {_processes(memory.elsewhere)} on this machine "
+            f"the kernel's OOM killer ended {processes(memory.elsewhere)} on this machine "
             "meanwhile (its count is of the whole machine, so this is likely, not certain)"
         )
     else:
@@ -289,7 +310,7 @@ def _of_exception(cause: str, raised: Raised, evidence: Evidence) -> Verdict:
     kind = event.kind.removeprefix("builtins.")
     where = f"{event.file}:{event.line}" if event.file else ""
     on = f" on rank {raised.rank}" if raised.rank is not None else ""
-    parts = [shortened(text_of(event)) + on]
+    parts = [(shortened(text_of(event)) or "an exception without a name") + on]
     if where:
         parts.append(f"in {event.function} ({where})" if event.function else f"in {where}")
     if raised.rank is not None:
@@ -298,17 +319,19 @@ def _of_exception(cause: str, raised: Raised, evidence: Evidence) -> Verdict:
         parts.append("while fetching the next item")
     sentence = ", ".join(parts)
     if cause == "communication" and evidence.silent:
-        sentence += f"; {_ranks(evidence.silent)} ended without a word"
+        sentence += f"; {ranks(evidence.silent)} ended without a word"
     if cause == "numeric" and evidence.infinite:
         sentence += f"; its last scalars: {evidence.infinite}"
     place = f"{event.file.rpartition('/')[2]}:{event.line}" if event.file else _plain(event.message)
     step = event.step if raised.rank is not None else evidence.step
-    return Verdict(cause, sentence, f"{cause}:{kind}@{place}", text_of(event), step)
+    return Verdict(
+        cause, sentence, f"{cause}:{kind}@{place}", text_of(event), (event.kind, *event.bases), step
+    )
 
 
 def _of_line(cause: str, line: str, evidence: Evidence) -> Verdict:
     sentence = f"{ending(evidence)}; its output says: {shortened(line)}"
-    return Verdict(cause, sentence, f"{cause}:{_plain(line)}", line, evidence.step)
+    return Verdict(cause, sentence, f"{cause}:{_plain(line)}", line.strip(), (), evidence.step)
 
 
 def _what_is_known(number: int, evidence: Evidence) -> str:
@@ -355,46 +378,3 @@ def _signal_of(evidence: Evidence) -> int | None:
 def _plain(text: str) -> str:
     """A text without what differs each time: numbers, addresses."""
     return re.sub(r"0x[0-9a-f]+|\d+", "#", text.strip().partition("\n")[0])[:80]
-
-
-def shortened(text: str, most: int = 200) -> str:
-    """One line for people: the first, and where a traceback follows it, the last as well."""
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    if len(lines) > 1 and any("Traceback (most recent call last)" in line for line in lines):
-        lines = [lines[0].removesuffix("."), lines[-1]]
-        joined = ": ".join(lines)
-    else:
-        joined = lines[0] if lines else ""
-    return joined if len(joined) <= most else joined[: most - 1] + "…"
-
-
-def size(count: int) -> str:
-    number = float(count)
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if number < 1024 or unit == "GiB":
-            break
-        number /= 1024
-    return f"{number:.0f} {unit}" if number >= 10 or unit == "B" else f"{number:.1f} {unit}"
-
-
-def _processes(count: int) -> str:
-    return "1 process" if count == 1 else f"{count} processes"
-
-
-def _ranks(ranks: Iterable[int]) -> str:
-    numbers = [str(rank) for rank in ranks]
-    return f"rank {numbers[0]}" if len(numbers) == 1 else f"ranks {', '.join(numbers)}"
-
-
-# --- signals, as Linux numbers them: the pure floor imports no `signal` ------------------------
-
-SIGNALS = {
-    1: "SIGHUP", 2: "SIGINT", 3: "SIGQUIT", 4: "SIGILL", 5: "SIGTRAP", 6: "SIGABRT", 7: "SIGBUS",
-    8: "SIGFPE", 9: "SIGKILL", 10: "SIGUSR1", 11: "SIGSEGV", 12: "SIGUSR2", 13: "SIGPIPE",
-    14: "SIGALRM", 15: "SIGTERM", 24: "SIGXCPU", 25: "SIGXFSZ", 31: "SIGSYS",
-}  # fmt: skip
-SIGKILL, SIGTERM = 9, 15
-
-
-def signal_name(number: int) -> str:
-    return SIGNALS.get(number, f"signal {number}")

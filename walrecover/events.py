@@ -195,8 +195,8 @@ class WorkerStarted(_Event, frozen=True):
 class WorkerExited(_Event, frozen=True):
     """The child of a supervisor ended. `cause` is its class, `evidence` what is known.
 
-    `fingerprint`: equal for ends that are the same one again. `artefacts`: files that tell more
-    (stacks), below the run's folder.
+    `fingerprint`: equal for ends that are the same one again; `step`: the last completed one where
+    it happened. `artefacts`: files that tell more (stacks), below the run's folder.
     """
 
     pid: int
@@ -207,6 +207,7 @@ class WorkerExited(_Event, frozen=True):
     seconds: float = 0.0
     fingerprint: str = ""
     artefacts: tuple[str, ...] = ()
+    step: int = 0
 
 
 class ExceptionRaised(_Event, frozen=True):
@@ -228,9 +229,12 @@ class ExceptionRaised(_Event, frozen=True):
 
 
 class RestartDecided(_Event, frozen=True):
+    """What follows the end. `environment`: variables that the next attempt finds changed."""
+
     action: str
     delay: float
     reason: str
+    environment: dict[str, str] = {}
 
 
 class FileAdopted(_Event, frozen=True):

@@ -1,31 +1,74 @@
 """What to do after an attempt has ended: a pure decision that returns its reason.
 
-No clock, no randomness, no process table: `now` and `draw` are arguments.
+Owns the policy's values and the decision; how a policy is written down is `policy_file`'s. No
+clock, no randomness, no process table: `now` and `draw` are arguments.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
+from typing import Literal
 
 import msgspec
+
+from walrecover.causes import Pattern
+from walrecover.wording import signal_name
+
+Action = Literal["restart", "stop", "rewind"]
 
 MOST_DOUBLINGS = 64
 """Of the delay: far beyond any cap, and no overflow after that."""
 
+OF_ALL_KINDS = 3
+"""Failures are counted by fingerprint, and fingerprints may be endless: all of them in a row
+without a new step are at most so many times the budget."""
 
-class Policy(msgspec.Struct, frozen=True):
-    """`max_restarts`: restarts in a row without a new step in between. Backoff in seconds."""
+PERMANENT = frozenset({"code", "data", "numeric", "out_of_memory"})
+"""Causes that lie in the script, its data or its size: where such an exception comes back at the
+same step, it always will. A peer, a disk or a machine may come back."""
+
+EXEMPT = frozenset({"preempted", "node_lost"})
+"""What happened to it, not in it: counted apart, and never in the sum of all kinds."""
+
+
+class Treatment(msgspec.Struct, frozen=True):
+    """What follows an end. `max_restarts`: in a row without a new step. Backoff in seconds.
+
+    `on_errors`: of exceptions, only those that one of these regular expressions fits are tried
+    again. `environment`: changes for the next attempt, `/2`, `*2`, or a new value.
+    """
 
     max_restarts: int = 3
     initial: float = 1.0
     factor: float = 2.0
     cap: float = 300.0
     jitter: float = 0.25
+    action: Action = "restart"
+    on_errors: tuple[str, ...] = ()
+    environment: dict[str, str] = {}
+
+
+class Policy(Treatment, frozen=True):
+    """One treatment for all causes, others for those that are named; the user's own patterns, and
+    further files that may hold output."""
+
+    causes: dict[str, Treatment] = {}
+    patterns: tuple[Pattern, ...] = ()
+    logs: tuple[str, ...] = ()
+
+    def of(self, cause: str) -> Treatment:
+        return self.causes.get(cause, self)
 
 
 class Ended(msgspec.Struct, frozen=True):
     """How one attempt ended. `restored`: it got as far as training; `steps`: how many it
-    completed that no attempt before it had."""
+    completed that no attempt before it had.
+
+    `error`, `kinds`: text and type names of the exception that decided its cause; `at`: the last
+    step completed where it was raised. `changed`: the attempt ran with another environment, or
+    from an older snapshot, than the one before it.
+    """
 
     attempt: int
     code: int | None = None
@@ -33,20 +76,31 @@ class Ended(msgspec.Struct, frozen=True):
     restored: bool = False
     steps: int = 0
     asked_to_stop: bool = False
+    cause: str = ""
+    fingerprint: str = ""
+    error: str = ""
+    kinds: tuple[str, ...] = ()
+    at: int = 0
+    changed: bool = False
 
 
 class Decision(msgspec.Struct, frozen=True):
-    """`action` is "restart" or "stop"; `delay` in seconds."""
+    """`delay` in seconds. `environment`: the changes of the treatment, not yet applied."""
 
-    action: str
+    action: Action
     delay: float
     reason: str
+    environment: dict[str, str] = {}
 
 
 def describe(ended: Ended) -> str:
+    """What is decided on, in a few words; its evidence is told beside it."""
+    why = f" ({ended.cause})" if ended.cause not in ("", "done", "stopped") else ""
     if ended.signal is not None:
-        return f"attempt {ended.attempt} was ended by signal {ended.signal}"
-    return f"attempt {ended.attempt} ended with exit code {ended.code}"
+        return f"attempt {ended.attempt} was ended by {signal_name(ended.signal)}{why}"
+    if ended.code is None:
+        return f"attempt {ended.attempt} ended unseen{why}"
+    return f"attempt {ended.attempt} ended with exit code {ended.code}{why}"
 
 
 def decide_restart(
@@ -54,46 +108,147 @@ def decide_restart(
 ) -> Decision:
     """Decide on the newest of `history` (oldest first). `draw` in [0, 1) spreads the delay.
 
-    A step that no attempt had completed before refills the budget. Attempts that died before they
-    had restored do not burn it (rule 14: recovering again changes nothing), but as many of them in
-    a row end the run. The first restart after progress comes at once; then exponential backoff
+    A step that no attempt had completed before refills every budget, time never does. Ends are
+    counted by their fingerprint. Attempts that died before they had restored do not burn the
+    budget of those that trained (rule 14: recovering again changes nothing), but as many of them
+    in a row end the run. The first restart after progress comes at once; then exponential backoff
     with jitter.
     """
     last = history[-1]
+    treatment = policy.of(last.cause)
     what = describe(last)
+    refused = _over(last) or _refused(last, treatment) or _permanent(history)
+    refused = refused or _spent(history, treatment)
+    if refused:
+        return Decision("stop", 0.0, f"{what}{refused}")
+    since = len(_since_progress(history))
+    again = "from the snapshot before, " if treatment.action == "rewind" else ""
+    changes = dict(treatment.environment)
+    if since == 0:
+        reason = f"{what} after {_steps(last.steps)}: {again}at once"
+        return Decision(treatment.action, 0.0, reason, changes)
+    doublings = min(since - 1, MOST_DOUBLINGS)
+    delay = min(treatment.cap, treatment.initial * treatment.factor**doublings)
+    delay *= 1.0 + treatment.jitter * (2.0 * draw - 1.0)
+    reason = f"{what} without a new step ({since} in a row): {again}in {delay:.1f} s"
+    return Decision(treatment.action, delay, reason, changes)
+
+
+# --- reasons to stop, as the end of a sentence --------------------------------------------------
+
+
+def _over(last: Ended) -> str:
+    """What no policy changes."""
     if last.asked_to_stop:
-        return Decision("stop", 0.0, f"{what} after it was asked to stop")
+        return " after it was asked to stop"
     if last.code == 0:
-        return Decision("stop", 0.0, f"{what}: done")
-    if last.code in (126, 127) and not last.restored:
-        return Decision("stop", 0.0, f"{what}: the command cannot be run")
-    burnt = idle = 0
+        return ": done"
+    if last.cause == "fenced":
+        return ": the run was taken over"
+    if last.cause == "unusable" or (last.code in (126, 127) and not last.restored):
+        return ": the command cannot be run"
+    return ""
+
+
+def _refused(last: Ended, treatment: Treatment) -> str:
+    if treatment.action == "stop":
+        return f": the policy stops after {last.cause or 'any end'}"
+    if treatment.on_errors and last.error and not _is_listed(last, treatment.on_errors):
+        return f": {_kind(last)} is none of on_errors ({', '.join(treatment.on_errors)})"
+    return ""
+
+
+def _is_listed(last: Ended, on_errors: Sequence[str]) -> bool:
+    return last.cause in on_errors or any(
+        re.search(pattern, text) for pattern in on_errors for text in (last.error, *last.kinds)
+    )
+
+
+def _permanent(history: Sequence[Ended]) -> str:
+    """The same exception at the same step a second time, with no new step in between."""
+    last = history[-1]
+    if last.steps or last.changed or not last.error or last.cause not in PERMANENT:
+        return ""
+    for before in reversed(history[:-1]):
+        if (before.fingerprint, before.at) == (last.fingerprint, last.at):
+            where = f"after step {last.at}" if last.at else "before the first step"
+            return (
+                f": a permanent error, {_kind(last)} {where} for the second time (attempts "
+                f"{before.attempt} and {last.attempt}) with no new step in between"
+            )
+        if before.steps or before.changed:
+            break
+    return ""
+
+
+def _spent(history: Sequence[Ended], treatment: Treatment) -> str:
+    last = history[-1]
+    budget = treatment.max_restarts
+    allowed = f"and --max-restarts is {budget} (max_attempts {budget + 1})"
+    if last.steps:
+        return f"; {allowed}" if budget == 0 else ""
+    since = _since_progress(history)
+    alike = [ended for ended in since if ended.fingerprint == last.fingerprint]
+    count = sum(ended.restored == last.restored for ended in alike)
+    if count > budget:
+        kind = "without a new step" if last.restored else "before training began"
+        return f"; {count} attempts in a row ended {kind}, {allowed}"
+    others = [e for e in since if e.cause not in EXEMPT and e.restored == last.restored]
+    if last.cause not in EXEMPT and len(others) > OF_ALL_KINDS * budget:
+        count = len(others)
+        return f"; {count} attempts in a row ended in different ways, with no new step, {allowed}"
+    return ""
+
+
+def _since_progress(history: Sequence[Ended]) -> list[Ended]:
+    """The ends since the last attempt that completed a new step, newest first."""
+    since = []
     for ended in reversed(history):
         if ended.steps:
             break
-        if ended.restored:
-            burnt += 1
-        else:
-            idle += 1
-    since = burnt + idle
-    for count, kind in ((burnt, "without a new step"), (idle, "before training began")):
-        if count > policy.max_restarts:
-            return Decision(
-                "stop",
-                0.0,
-                f"{what}; {count} attempts in a row ended {kind}, "
-                f"and --max-restarts is {policy.max_restarts}",
-            )
-    if last.steps and policy.max_restarts == 0:
-        return Decision("stop", 0.0, f"{what}; --max-restarts is 0")
-    if since == 0:
-        return Decision("restart", 0.0, f"{what} after {_steps(last.steps)}: at once")
-    delay = min(policy.cap, policy.initial * policy.factor ** min(since - 1, MOST_DOUBLINGS))
-    delay *= 1.0 + policy.jitter * (2.0 * draw - 1.0)
-    return Decision(
-        "restart", delay, f"{what} without a new step ({since} in a row): in {delay:.1f} s"
-    )
+        since.append(ended)
+    return since
+
+
+def _kind(ended: Ended) -> str:
+    return ended.error.partition(":")[0]
 
 
 def _steps(count: int) -> str:
     return "1 new step" if count == 1 else f"{count} new steps"
+
+
+# --- the environment of the next attempt --------------------------------------------------------
+
+
+def change(environ: Mapping[str, str], changes: Mapping[str, str]) -> tuple[dict[str, str], str]:
+    """The variables that get another value, and what to say of all that were to.
+
+    `/2` and `*2` need a whole number, and leave it whole and at least 1; where there is none, the
+    variable stays as it is.
+    """
+    changed: dict[str, str] = {}
+    said = []
+    for name, wanted in changes.items():
+        before = environ.get(name)
+        after = _scaled(before, wanted)
+        if after is None and before is None:
+            said.append(f"{name} is not set: left alone")
+        elif after is None:
+            said.append(f"{name} is {before!r}, which is no whole number: left alone")
+        elif after == before:
+            said.append(f"{name} stays {before}")
+        else:
+            changed[name] = after
+            said.append(f"{name} {'was unset' if before is None else f'{before}'} → {after}")
+    return changed, ", ".join(said)
+
+
+def _scaled(before: str | None, wanted: str) -> str | None:
+    scale = re.fullmatch(r"([*/])(\d+)", wanted)
+    if scale is None:
+        return wanted
+    if before is None or not re.fullmatch(r"\s*\d+\s*", before):
+        return None
+    number, by = int(before), int(scale[2])
+    return str(max(1, number * by if scale[1] == "*" else number // by))

@@ -120,13 +120,37 @@ def choose(run: RunDir, entries: Many[Entry], *, at: int | None = None) -> Verdi
     return Verdict(None, tuple(rejected))
 
 
+def rewound(run: RunDir, entries: Many[Entry], why: str) -> Verdict:
+    """The newest candidate behind the newest one that verifies; the newest where there is none.
+
+    What is passed over leaves the chain with the plan that says so, and never returns (rule 3):
+    rewinding again goes further back.
+    """
+    live = model.candidates(entries)
+    verdict = choose(run, entries, at=live[0].snapshot.step - 1) if live else Verdict(None, ())
+    if verdict.base is None:
+        return choose(run, entries)
+    left = tuple(
+        Rejected(ref.step, ref.attempt, ref.manifest, f"left behind: {why}")
+        for ref in (commit.snapshot for commit in live)
+        if ref.step >= live[0].snapshot.step
+    )
+    return Verdict(verdict.base, (*left, *verdict.rejected))
+
+
 def begin_attempt(
-    run: RunDir, holder: Holder, *, resume: str = "auto", succeeding: bool = False
+    run: RunDir,
+    holder: Holder,
+    *,
+    resume: str = "auto",
+    succeeding: bool = False,
+    rewind: str = "",
 ) -> Begun:
     """Enter the next attempt with its plan.
 
     `succeeding`: the holder's supervisor has entered one before, so that an attempt by anybody
-    else in between is final (rule 15): Fenced. Raises RunBusy, NothingToResume, Corrupt,
+    else in between is final (rule 15): Fenced. `rewind`: why the newest snapshot is to be left
+    behind. Raises RunBusy, NothingToResume, Corrupt,
     UnsupportedVersion or StorageFailed; then nothing was entered."""
     began = time.monotonic()
     sequence = Sequence(run.sequence)
@@ -137,7 +161,10 @@ def begin_attempt(
         require_free(run, found, holder, succeeding)
         state = fold_run(run, found)
         failpoint("recovery.folded")
-        verdict = Verdict(None, ()) if resume == "never" else choose(run, found)
+        if resume == "never":
+            verdict = Verdict(None, ())
+        else:
+            verdict = rewound(run, found, rewind) if rewind else choose(run, found)
         if verdict.base is None and resume != "never":
             if verdict.rejected:
                 raise Corrupt(_nothing_verifies(run, verdict.rejected))
@@ -159,7 +186,8 @@ def begin_attempt(
     entry = entries[-1]
     assert isinstance(entry, AttemptEntry)
     event = planned_event(state, entry.plan, time.monotonic() - began)
-    return Begun(entry, event, describe(run, entry, event, model.finished(entries)), state)
+    line = describe(run, entry, event, model.finished(entries))
+    return Begun(entry, event, line, state)
 
 
 def planned_event(state: RunState, plan: Plan, seconds: float) -> RecoveryPlanned:
@@ -259,4 +287,5 @@ __all__ = [
     "progress",
     "records_of",
     "require_free",
+    "rewound",
 ]

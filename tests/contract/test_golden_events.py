@@ -115,6 +115,7 @@ EXAMPLES: dict[str, ev.Event] = {
         fingerprint="out_of_memory",
         artefacts=("attempts/a3-9f2c01d7/stacks-rank-0.txt",),
     ),
+    "WorkerExited of the same again": ev.WorkerExited(pid=4711, cause="code", step=70000),
     "ExceptionRaised": ev.ExceptionRaised(kind="builtins.KeyError"),
     "ExceptionRaised full": ev.ExceptionRaised(
         kind="torch.cuda.OutOfMemoryError",
@@ -127,6 +128,9 @@ EXAMPLES: dict[str, ev.Event] = {
         fetching=True,
     ),
     "RestartDecided": ev.RestartDecided(action="restart", delay=0.5, reason="progress was made"),
+    "RestartDecided full": ev.RestartDecided(
+        action="restart", delay=0.0, reason="smaller", environment={"MICRO_BATCH": "16"}
+    ),
     "FileAdopted": ev.FileAdopted(path="out/model.pt", number=7, bytes=430000000, digest="cd" * 32),
     "FileAdopted full": ev.FileAdopted(
         path="out/model.pt",

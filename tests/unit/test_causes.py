@@ -20,7 +20,9 @@ from walrecover.causes import (
     Raised,
     Verdict,
     classify,
+    unseen,
 )
+from walrecover.entries import Holder
 from walrecover.events import ExceptionRaised
 
 
@@ -129,13 +131,25 @@ def test_any_exception_after_a_loss_that_is_not_finite_is_numeric() -> None:
         (Evidence(signal=64), "crash", "signal 64"),
         (Evidence(signal=9, forced=Forced("hang", "no step for 9 s")), "hang", "no step for 9 s"),
         (Evidence(signal=9, asked=2, forced=Forced("stopped", "a second")), "stopped", "a second"),
-        (Evidence(lost="the host was started again"), "node_lost", "started again"),
     ],
 )
 def test_an_end_without_an_exception(evidence: Evidence, cause: str, says: str) -> None:
     verdict = classify(evidence)
     assert verdict.cause == cause
     assert says in verdict.sentence
+
+
+def test_an_end_that_nobody_noted_is_told_by_whose_boot_it_was() -> None:
+    here = Holder(host="a", boot="b1/4026", pid=1, started=1.0)
+
+    def lost(host: str, boot: str) -> Verdict:
+        return unseen(Holder(host=host, boot=boot, pid=7, started=1.0), here)
+
+    assert lost("a", "b0/4026").cause == "node_lost"
+    assert "a was started again while it ran" in lost("a", "b0/4026").sentence
+    assert lost("z", "b9/1").sentence == "nobody saw it end on z"
+    assert lost("a", "b1/4026").fingerprint == "crash:supervisor"
+    assert "pid 7" in lost("a", "b1/4026").sentence
 
 
 def test_the_oom_killer_of_its_cgroup_overrules_what_the_survivors_said() -> None:

@@ -23,6 +23,7 @@ COMMANDS = {
     "show": "One run's recovery flow.",
     "log": "The events of a run.",
     "verify": "Read back every digest of journal and snapshots.",
+    "policy": "What follows a failure: the policy in force.",
     "rehearse": "Crash your own script and compare the bits.",
     "diff": "What differs between two states: snapshots, files, the model in a script.",
 }

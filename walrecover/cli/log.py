@@ -21,6 +21,9 @@ from walrecover.journal import Cursor, Reader, StreamId, examine_all, find_strea
 from walrecover.rundir import RunDir
 
 FOLLOW_SECONDS = 0.2
+WHOLE = ("evidence", "reason")
+"""Fields that are sentences for people, and never cut."""
+
 Line = tuple[float, str, int, "Event | Unknown"]
 
 
@@ -98,7 +101,9 @@ def _print(
         return
     at = fields.pop("at", 0.0)
     moment = time.strftime("%H:%M:%S", time.localtime(at)) + f".{int(at * 1000) % 1000:03d}"
-    text = " ".join(f"{name}={_short(value)}" for name, value in fields.items())
+    text = " ".join(
+        f"{name}={value if name in WHOLE else _short(value)}" for name, value in fields.items()
+    )
     click.echo(f"{moment} {label:24} {lsn:>6} {kind} {text}")
 
 

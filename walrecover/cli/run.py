@@ -10,8 +10,8 @@ import click
 
 from walrecover import hangs, pace
 from walrecover.cli.options import directory, journal_dir
+from walrecover.cli.policy import load, policy_option
 from walrecover.errors import BadInput
-from walrecover.policy import Policy
 from walrecover.rundir import RunDir, check_name, default_name, find_root
 
 
@@ -32,17 +32,16 @@ from walrecover.rundir import RunDir, check_name, default_name, find_root
 @click.option(
     "--max-restarts",
     type=click.IntRange(min=0),
-    default=3,
-    show_default=True,
-    help="Restarts in a row without a new step in between.",
+    envvar="WALRECOVER_MAX_RESTARTS",
+    help="Restarts in a row without a new step in between [default: 3].",
 )
 @click.option(
     "--backoff",
     type=click.FloatRange(min=0),
-    default=1.0,
-    show_default=True,
-    help="Seconds before the second restart in a row; doubles with each.",
+    envvar="WALRECOVER_BACKOFF",
+    help="Seconds before the second restart in a row; doubles with each [default: 1].",
 )
+@policy_option
 @click.option(
     "--resume",
     type=click.Choice(["auto", "must", "never"]),
@@ -73,8 +72,9 @@ def command(
     directory: str | None,
     journal_dir: str | None,
     every: str | None,
-    max_restarts: int,
-    backoff: float,
+    max_restarts: int | None,
+    backoff: float | None,
+    policy: str | None,
     resume: str,
     grace: float,
     hang_timeout: str,
@@ -89,9 +89,9 @@ def command(
     chosen = check_name(name) if name else name_of_command(list(cmd))
     journal = Path(journal_dir).absolute() if journal_dir else None
     run = RunDir(find_root(directory), chosen, journal)
-    policy = Policy(max_restarts=max_restarts, initial=backoff)
+    treated = load(policy).policy(max_restarts, backoff)
     try:
-        return supervise(cmd, run, policy, every=every, resume=resume, grace=grace, limits=limits)
+        return supervise(cmd, run, treated, every=every, resume=resume, grace=grace, limits=limits)
     except Unusable as error:
         print(f"walrecover: {error}", file=sys.stderr)
         return error.exit_code

@@ -57,6 +57,8 @@ def _draw(item: dict[str, Any]) -> None:
     if item["cause"] or item["evidence"]:
         cause, evidence = item["cause"], item["evidence"]
         _stage("ended", f"{cause}: {evidence}" if evidence else cause, stages["ran"])
+    for artefact in item["artefacts"]:
+        _stage("kept", artefact)
     if item["decision"]:
         _stage(item["decision"], item["reason"])
 

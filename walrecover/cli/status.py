@@ -41,7 +41,7 @@ def command(directory: str | None, journal_dir: str | None, as_json: bool) -> in
     cells = []
     for row in rows:
         if row["state"] == "damaged":
-            cells.append([row["run"], "damaged", "", "", str(row["problem"])])
+            cells.append([row["run"], "damaged", "", "", str(row["problem"]), ""])
             continue
         point = row["recovery_point"]
         age = seconds(time.time() - row["committed_at"]) + " ago" if row["committed_at"] else ""
@@ -52,7 +52,8 @@ def command(directory: str | None, journal_dir: str | None, as_json: bool) -> in
                 str(row["last_step"]),
                 str(row["attempts"]),
                 f"step {point}, {age}" if point is not None else "none",
+                row["last_end"]["cause"],
             ]
         )
-    write_table("", ["run", "state", "step", "attempts", "recovery point"], cells)
+    write_table("", ["run", "state", "step", "attempts", "recovery point", "last end"], cells)
     return 0

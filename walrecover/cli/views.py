@@ -8,9 +8,13 @@ from __future__ import annotations
 from typing import Any
 
 from walrecover import entries as model
+from walrecover import events as ev
+from walrecover.causes import unseen
 from walrecover.entries import AttemptEntry
-from walrecover.processes import is_alive
+from walrecover.processes import identity, is_alive
 from walrecover.state import RunState, StreamRecord
+
+LAST_END = ("cause", "evidence", "decision", "reason")
 
 
 def state_word(state: RunState) -> str:
@@ -32,6 +36,8 @@ def run_row(name: str, state: RunState) -> dict[str, Any]:
     """One run at a glance."""
     newest = model.newest_attempt(state.entries)
     live = state.candidates
+    ends = [end for end in flow(state) if end["cause"]]
+    last = ends[-1] if ends else {}
     return {
         "run": name,
         "state": state_word(state),
@@ -40,6 +46,7 @@ def run_row(name: str, state: RunState) -> dict[str, Any]:
         "recovery_point": live[0].snapshot.step if live else None,
         "committed_at": live[0].at if live else None,
         "holder": str(newest.holder) if newest else None,
+        "last_end": {key: last.get(key, "") for key in LAST_END},
     }
 
 
@@ -49,10 +56,7 @@ def flow(state: RunState) -> list[dict[str, Any]]:
     `stages` in seconds: planned (recovery), restored (start to every object restored), first step
     (restored to the next completed step is not known here: the log has it).
     """
-    story = []
-    for entry in model.attempts(state.entries):
-        story.append(_attempt(state, entry))
-    return story
+    return [_attempt(state, entry) for entry in model.attempts(state.entries)]
 
 
 def _attempt(state: RunState, entry: AttemptEntry) -> dict[str, Any]:
@@ -61,7 +65,7 @@ def _attempt(state: RunState, entry: AttemptEntry) -> dict[str, Any]:
     ranks = [record for writer, record in sorted(records.items()) if writer.startswith("rank-")]
     base = entry.plan.base
     steps = [span for record in ranks for span in record.steps]
-    exited = supervisor.exited[-1] if supervisor.exited else None
+    exited = supervisor.exited[-1] if supervisor.exited else _unseen(state, entry, records)
     decided = supervisor.decided[-1] if supervisor.decided else None
     resumed = next((record.resumed for record in ranks if record.resumed), None)
     planned = next((r.planned for r in [supervisor, *ranks] if r.planned), None)
@@ -77,14 +81,30 @@ def _attempt(state: RunState, entry: AttemptEntry) -> dict[str, Any]:
         "lost_steps": planned.lost_steps if planned else None,
         "cause": exited.cause if exited else _own_word(ranks),
         "evidence": exited.evidence if exited else "",
+        "fingerprint": exited.fingerprint if exited else "",
+        "artefacts": list(exited.artefacts) if exited else [],
         "decision": decided.action if decided else "",
         "reason": decided.reason if decided else "",
+        "environment": dict(decided.environment) if decided else {},
         "stages": {
             "planned": planned.seconds if planned else None,
             "restored": resumed.seconds if resumed else None,
-            "ran": exited.seconds if exited else None,
+            "ran": exited.seconds if exited and exited.pid else None,
         },
     }
+
+
+def _unseen(
+    state: RunState, entry: AttemptEntry, records: dict[str, StreamRecord]
+) -> ev.WorkerExited | None:
+    """The end of an attempt that its supervisor did not live to note. An attempt that the workers
+    of a supervisor began themselves ends with the one before it."""
+    if "supervisor" not in records or is_alive(entry.holder):
+        return None
+    verdict = unseen(entry.holder, identity())
+    return ev.WorkerExited(
+        pid=0, cause=verdict.cause, evidence=verdict.sentence, fingerprint=verdict.fingerprint
+    )
 
 
 def _own_word(ranks: list[StreamRecord]) -> str:

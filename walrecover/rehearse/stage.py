@@ -43,6 +43,7 @@ class Performance:
         line = [
             *(sys.executable, "-P", "-m", "walrecover.cli", "run", "--name", RUN),
             *("--dir", str(root), *pace, "--max-restarts", str(max_restarts), "--backoff", "0"),
+            *("--policy", os.devnull),  # the kills are ours, and no policy's affair
             *("--", *command),
         ]
         become_subreaper()

@@ -52,17 +52,14 @@ class Before(NamedTuple):
     counters: Counters
     outputs: tuple[tuple[str, int], ...]
     error_file: Path | None
+    error_written: int
 
     @classmethod
     def note(cls, environ: Mapping[str, str], logs: Sequence[str] = ()) -> Before:
         cgroup = memory_cgroup()
-        error_file = environ.get(ERROR_FILE)
-        return cls(
-            cgroup,
-            _counters(cgroup),
-            tuple(_outputs(logs)),
-            Path(error_file) if error_file else None,
-        )
+        error_file = Path(environ[ERROR_FILE]) if environ.get(ERROR_FILE) else None
+        outputs = tuple(_outputs(logs))
+        return cls(cgroup, _counters(cgroup), outputs, error_file, _written(error_file))
 
     def follow(self, pid: int) -> Before:
         """The same, where the command has moved itself into another cgroup (`systemd-run`,
@@ -115,7 +112,9 @@ class Before(NamedTuple):
     def _torchruns_word(self) -> tuple[Raised, ...]:
         """torchrun copies the file of the worker that failed first to the place that it was told;
         only workers whose main function is `record`ed write one. Its own errors lie there too."""
-        event = read_error_file(self.error_file) if self.error_file else None
+        if self.error_file is None or _written(self.error_file) == self.error_written:
+            return ()  # none, or an older attempt's: somebody else has named the place
+        event = read_error_file(self.error_file)
         return (Raised(None, event),) if event else ()
 
 
@@ -270,6 +269,13 @@ def read_error_file(path: Path) -> ExceptionRaised | None:
     return ExceptionRaised(
         at=at, kind=kind, message=message, file=file, line=line, function=function
     )
+
+
+def _written(path: Path | None) -> int:
+    """When a file was last written; 0 where there is none."""
+    with contextlib.suppress(OSError):
+        return path.stat().st_mtime_ns if path else 0
+    return 0
 
 
 def _innermost(callstack: str) -> tuple[str, int, str]:

@@ -14,21 +14,22 @@ from contextlib import closing
 
 import msgspec
 
-from walrecover import beats, recovery
+from walrecover import recovery
 from walrecover.causes import Forced, classify
 from walrecover.entries import AttemptEntry
 from walrecover.errors import Fenced, RunBusy, WalrecoverError
 from walrecover.events import RestartDecided, WorkerExited
 from walrecover.hangs import Limits
 from walrecover.lease import holding
-from walrecover.policy import Decision, Ended, Policy, decide_restart
+from walrecover.policy import Decision, Policy, decide_restart
 from walrecover.processes import become_subreaper, identity
 from walrecover.rundir import RunDir
 from walrecover.sequence import Sequence as RunSequence
 from walrecover.supervisor import handover
-from walrecover.supervisor.child import Command, Ending
+from walrecover.supervisor.child import Command
 from walrecover.supervisor.evidence import Records, records_of
 from walrecover.supervisor.hanging import Monitor
+from walrecover.supervisor.history import History
 from walrecover.supervisor.notes import Notes, say
 from walrecover.supervisor.signals import Interrupted, Signals
 from walrecover.supervisor.stopping import Stopping
@@ -37,6 +38,8 @@ from walrecover.supervisor.watching import Outcome, Watch
 
 GRACE_SECONDS = 60.0
 """From a stop signal to SIGKILL. Longer than the 30 s that torchrun itself gives its workers."""
+
+SAID = {"restart": "restarting", "rewind": "rewinding", "stop": "ending"}
 
 LOOK_SECONDS = 2.0
 """Between two looks for a successor, in a pause."""
@@ -93,9 +96,9 @@ class _Supervision:
         self._stopping = Stopping(signals, grace)
         self._holder = msgspec.structs.replace(identity(), supervisor=os.urandom(8).hex())
         self._succession = Succession(RunSequence(run.sequence), self._holder.supervisor)
-        self._history: list[Ended] = []
-        self._watch = Watch(signals, self._stopping, self._succession, grace)
-        self._furthest = 0
+        self._history = History(run)
+        self._rewind = ""
+        self._watch = Watch(signals, self._stopping, self._succession, grace, policy.logs)
 
     def drive(self, resume: str) -> int:
         self._run.create()
@@ -103,16 +106,19 @@ class _Supervision:
             try:
                 with self._signals.interrupting():
                     begun = recovery.begin_attempt(
-                        self._run, self._holder, resume=resume, succeeding=bool(self._history)
+                        self._run,
+                        self._holder,
+                        resume=resume,
+                        succeeding=self._history.entered,
+                        rewind=self._rewind,
                     )
             except (Fenced, RunBusy) as error:
-                if not self._history:
+                if not self._history.entered:
                     raise
                 say(f"not restarting: {error}")
                 return 1
             say(begun.line)
-            base = begun.entry.plan.base
-            self._furthest = max(self._furthest, base.step if base else 0)
+            self._history.begin(begun)
             resume = "auto"
             exit_code = self._attempt(begun)
             if exit_code is not None:
@@ -124,6 +130,7 @@ class _Supervision:
         folder = self._run.meeting(entry.number, entry.nonce)
         with closing(Notes(self._run, begun)) as notes, holding(folder):
             told = handover.of_attempt(entry, folder, self._command.environ)
+            command = self._command.told({**self._history.environment, **told})
             monitor = Monitor(
                 self._run,
                 self._limits,
@@ -132,22 +139,12 @@ class _Supervision:
                 notes.append,
                 self._stopping.hear,
             )
-            outcome = self._watch.run(self._command.told(told), notes, monitor)
+            outcome = self._watch.run(command, notes, monitor)
             self._note_end(entry, outcome, notes)
-            decision = self._decide()
-            notes.append(
-                RestartDecided(
-                    at=time.time(),
-                    action=decision.action,
-                    delay=decision.delay,
-                    reason=decision.reason,
-                )
-            )
-        restarts = decision.action == "restart"
-        say(f"{'restarting' if restarts else 'ending'}: {decision.reason}")
+            decision = self._note_decision(notes)
         if self._stopping.hurried:
             return 130
-        if not restarts:
+        if decision.action == "stop":
             return 1 if self._succession.successor() else outcome.ending.exit_code
         return self._pause(decision.delay)
 
@@ -163,8 +160,11 @@ class _Supervision:
             asked=self._stopping.asked,
             peak=outcome.peak,
         )
-        verdict = classify(found)
-        self._history.append(self._measure(entry, outcome.ending, records))
+        verdict = classify(found, self._policy.patterns)
+        asked = self._stopping.asked is not None
+        self._history.take(entry, outcome.ending, records, verdict, asked)
+        if verdict.cause not in ("done", "stopped"):
+            say(f"attempt {entry.number} ended: {verdict.cause}: {verdict.sentence}")
         notes.append(
             WorkerExited(
                 at=time.time(),
@@ -176,8 +176,28 @@ class _Supervision:
                 seconds=outcome.seconds,
                 fingerprint=verdict.fingerprint,
                 artefacts=outcome.forced.artefacts if outcome.forced else (),
+                step=verdict.step,
             )
         )
+
+    def _note_decision(self, notes: Notes) -> Decision:
+        decision = self._decide()
+        reason = decision.reason
+        if decision.action != "stop":
+            changes = self._history.follow(decision, self._command.environ)
+            reason = f"{reason}; {changes}" if changes else reason
+        self._rewind = self._history.ended[-1].cause if decision.action == "rewind" else ""
+        notes.append(
+            RestartDecided(
+                at=time.time(),
+                action=decision.action,
+                delay=decision.delay,
+                reason=reason,
+                environment=self._history.environment,
+            )
+        )
+        say(f"{SAID[decision.action]}: {reason}")
+        return decision
 
     def _fenced(self) -> Forced | None:
         successor = self._succession.successor()
@@ -191,24 +211,11 @@ class _Supervision:
             say(f"how far attempt {entry.number} came cannot be told: {error}")
             return []
 
-    def _measure(self, entry: AttemptEntry, ending: Ending, records: Records) -> Ended:
-        """How far it came: only steps that none before it had completed are progress."""
-        restored, furthest = False, self._furthest
-        for own, found in records:
-            for record in found.values():
-                restored = restored or record.resumed is not None
-                furthest = max(furthest, record.last_step)
-            # The journal may lack the last steps of a killed process; its beat does not.
-            furthest = max(furthest, beats.furthest(self._run.meeting(own.number, own.nonce)))
-        steps, self._furthest = furthest - self._furthest, furthest
-        asked = self._stopping.asked is not None
-        return Ended(entry.number, ending.code, ending.signal, restored, steps, asked)
-
     def _decide(self) -> Decision:
         successor = self._succession.successor()
         if successor is not None:
             return Decision("stop", 0.0, _taken_over(successor))
-        return decide_restart(time.monotonic(), self._history, self._policy, random.random())
+        return decide_restart(time.monotonic(), self._history.ended, self._policy, random.random())
 
     def _pause(self, seconds: float) -> int | None:
         """Wait before the next attempt; an exit code where there must not be one."""

@@ -7,6 +7,7 @@ ended (`evidence` and `causes` do).
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from walrecover.causes import Forced
@@ -42,17 +43,23 @@ class Watch:
     """What waits for the command of one attempt."""
 
     def __init__(
-        self, signals: Signals, stopping: Stopping, succession: Succession, grace: float
+        self,
+        signals: Signals,
+        stopping: Stopping,
+        succession: Succession,
+        grace: float,
+        logs: Sequence[str] = (),
     ) -> None:
         self._signals = signals
         self._stopping = stopping
         self._succession = succession
         self._grace = grace
+        self._logs = logs
 
     def run(self, command: Command, notes: Notes, monitor: Monitor) -> Outcome:
         """Start the command, wait for its end, and end what it leaves behind."""
         began = time.monotonic()
-        self._before = Before.note(command.environ)
+        self._before = Before.note(command.environ, self._logs)
         try:
             child = start(command, self._signals)
         except Unusable as error:

@@ -1,0 +1,50 @@
+"""How things are said to people: signals, sizes, counts, long texts in one line.
+
+Pure, and knows nothing of runs. Signals are numbered as on Linux: the lowest floor imports no
+`signal`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+
+def shortened(text: str, most: int = 200) -> str:
+    """One line for people: the first, and where a traceback follows it, the last as well."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if len(lines) > 1 and any("Traceback (most recent call last)" in line for line in lines):
+        lines = [lines[0].removesuffix("."), lines[-1]]
+        joined = ": ".join(lines)
+    else:
+        joined = lines[0] if lines else ""
+    return joined if len(joined) <= most else joined[: most - 1] + "…"
+
+
+def size(count: int) -> str:
+    number = float(count)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if number < 1024 or unit == "GiB":
+            break
+        number /= 1024
+    return f"{number:.0f} {unit}" if number >= 10 or unit == "B" else f"{number:.1f} {unit}"
+
+
+def processes(count: int) -> str:
+    return "1 process" if count == 1 else f"{count} processes"
+
+
+def ranks(numbers: Iterable[int]) -> str:
+    names = [str(number) for number in numbers]
+    return f"rank {names[0]}" if len(names) == 1 else f"ranks {', '.join(names)}"
+
+
+SIGNALS = {
+    1: "SIGHUP", 2: "SIGINT", 3: "SIGQUIT", 4: "SIGILL", 5: "SIGTRAP", 6: "SIGABRT", 7: "SIGBUS",
+    8: "SIGFPE", 9: "SIGKILL", 10: "SIGUSR1", 11: "SIGSEGV", 12: "SIGUSR2", 13: "SIGPIPE",
+    14: "SIGALRM", 15: "SIGTERM", 24: "SIGXCPU", 25: "SIGXFSZ", 31: "SIGSYS",
+}  # fmt: skip
+SIGKILL, SIGTERM = 9, 15
+
+
+def signal_name(number: int) -> str:
+    return SIGNALS.get(number, f"signal {number}")
