@@ -138,8 +138,23 @@ def watch_supervisor(
     return True
 
 
-def descendants(pid: int) -> list[Seen]:
-    """All living processes below `pid`, in whatever session or group; zombies are left out.
+def children() -> set[int]:
+    """Our children, zombies included, by the kernel's own list.
+
+    Whoever becomes a child while it is read has a parent that is still in it: a subreaper gets the
+    orphans of a process no later than its end is to be reaped. So an empty list proves that nothing
+    is left; one that children end during the reading may lack others, and is read again.
+    """
+    found: set[int] = set()
+    for _ in range(2):
+        for tasks in Path("/proc/self/task").iterdir():
+            found.update(map(int, (tasks / "children").read_text().split()))
+    return found
+
+
+def descendants(pid: int, without: int | None = None) -> list[Seen]:
+    """All living processes below `pid`, in whatever session or group; zombies are left out, and so
+    is the child `without`, with all below it.
 
     Below a subreaper that includes orphans. One that loses its parent during the look can be
     missed: an empty answer alone does not prove that nothing is left.
@@ -147,10 +162,12 @@ def descendants(pid: int) -> list[Seen]:
     import psutil
 
     try:
-        below = psutil.Process(pid).children(recursive=True)
+        below = {process.pid for process in psutil.Process(pid).children(recursive=True)}
     except psutil.NoSuchProcess:
         return []
-    found = ((process.pid, started_at(process.pid)) for process in below)
+    if without is not None:
+        below -= {without, *(process.pid for process in descendants(without))}
+    found = ((number, started_at(number)) for number in sorted(below))
     return [Seen(number, started) for number, started in found if started is not None]
 
 
@@ -178,20 +195,23 @@ class Hurry(Protocol):
     def __call__(self) -> bool: ...
 
 
-def kill_tree(grace: float, on_end: OnEnd, hurry: Hurry | None = None) -> list[Seen]:
+def kill_tree(
+    grace: float, on_end: OnEnd, hurry: Hurry | None = None, kept: int | None = None
+) -> list[Seen]:
     """End all that descends from this process: TERM, `grace` seconds, then KILL until none is left.
 
-    For a subreaper that waits for its children nowhere else. Returns what outlived SIGKILL by
-    PATIENCE_SECONDS (processes in an uninterruptible wait, or of another user).
+    For a subreaper that waits for its children nowhere else. `kept`: a child that is left alone,
+    with all below it. Returns what outlived SIGKILL by PATIENCE_SECONDS (processes in an
+    uninterruptible wait, or of another user).
     """
     told: set[Seen] = set()
     end_of_grace = time.monotonic() + grace
     end_of_patience = 0.0
     while True:
         # Only the kernel's word counts: whatever descends from a subreaper hangs below a child.
-        if not reap(on_end):
+        if not reap(on_end) or (kept is not None and children() <= {kept}):
             return []
-        below = descendants(os.getpid())
+        below = descendants(os.getpid(), without=kept)
         if not below:
             time.sleep(0.005)  # between two parents, or about to become a zombie
         if time.monotonic() < end_of_grace:

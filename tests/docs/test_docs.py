@@ -61,6 +61,8 @@ REASONS = {
     "_refusal",
     "shortcomings",
     "_taken_over",
+    "_import_ahead",
+    "script_of",
 }
 """Functions that return, or collect, parts of messages."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -13,6 +14,9 @@ from walrecover.cli.options import directory, journal_dir
 from walrecover.cli.policy import load, policy_option
 from walrecover.errors import BadInput
 from walrecover.rundir import RunDir, check_name, default_name, find_root
+
+if TYPE_CHECKING:
+    from walrecover.supervisor.standby import Kind
 
 
 @click.command(
@@ -66,6 +70,16 @@ from walrecover.rundir import RunDir, check_name, default_name, find_root
     help="How long a rank may stand still: auto (learned), off, 10m, or by phase: "
     "step=10m,snapshot=1h.",
 )
+@click.option(
+    "--standby",
+    type=click.Choice(["off", "imported", "parked"]),
+    envvar="WALRECOVER_STANDBY",
+    default="imported",
+    show_default=True,
+    help="What stands ready for a restart of a Python script: nothing; a process that has imported "
+    "what the script imports; or one that has run it up to attach(), whose top half then runs "
+    "twice.",
+)
 @click.argument("cmd", nargs=-1, required=True, type=click.UNPROCESSED, metavar="-- CMD…")
 def command(
     name: str | None,
@@ -78,6 +92,7 @@ def command(
     resume: str,
     grace: float,
     hang_timeout: str,
+    standby: Kind,
     cmd: tuple[str, ...],
 ) -> int:
     from walrecover.supervisor import supervise
@@ -91,7 +106,16 @@ def command(
     run = RunDir(find_root(directory), chosen, journal)
     treated = load(policy).policy(max_restarts, backoff)
     try:
-        return supervise(cmd, run, treated, every=every, resume=resume, grace=grace, limits=limits)
+        return supervise(
+            cmd,
+            run,
+            treated,
+            every=every,
+            resume=resume,
+            grace=grace,
+            limits=limits,
+            standby=standby,
+        )
     except Unusable as error:
         print(f"walrecover: {error}", file=sys.stderr)
         return error.exit_code

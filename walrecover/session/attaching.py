@@ -15,7 +15,7 @@ from typing import Any
 
 from walrecover import entries as model
 from walrecover import events as ev
-from walrecover import recovery, snapshot, stacks
+from walrecover import promotion, recovery, snapshot, stacks
 from walrecover.beats import Beat
 from walrecover.entries import AttemptEntry, Holder
 from walrecover.errors import BadInput, Fenced, Mismatch, WalrecoverError
@@ -60,6 +60,7 @@ def attach(
     Raises TypeError for an object that cannot be kept; BadInput, RunBusy, Fenced, Mismatch,
     NothingToResume, Corrupt, UnsupportedVersion or StorageFailed.
     """
+    promotion.arrive()
     if settings.disabled():
         return DisabledRun(name or "disabled")
     if not sys.platform.startswith("linux"):

@@ -26,6 +26,7 @@ from walrecover.lease import Lease
 from walrecover.manifest import digest_of
 from walrecover.pace import Pace, choose, is_due
 from walrecover.rundir import RunDir
+from walrecover.session import imports
 from walrecover.session.exceptions import describe
 from walrecover.session.leaving import Leaving
 from walrecover.session.loops import Loop, Loops, Position
@@ -96,6 +97,7 @@ class Run:
         self._digests: dict[str, bytes] = {}
         self._wanted = False
         self._refused = False
+        self._teaches = settings.supervisor is not None and ranks.rank == 0  # a standby
         self._last_key = Key(base.step, base.end) if base else None
         self._clock = time.monotonic()
         self._times: deque[float] = deque(maxlen=MEASURED_STEPS * 7)
@@ -248,6 +250,9 @@ class Run:
             )
         )
         self._scalars = {}
+        if self._teaches:
+            self._teaches = False
+            self._journal.append(imports.imported())
         for step, values in self._late.arrived():
             self._journal.append(ev.ScalarsArrived(at=time.time(), step=step, scalars=values))
         self._beat.say("training", self._step)

@@ -12,6 +12,8 @@ from walrecover.entries import AttemptEntry
 from walrecover.rundir import RunDir
 
 ERROR_FILE = "TORCHELASTIC_ERROR_FILE"
+PER_ATTEMPT = (ERROR_FILE, "WALRECOVER_ATTEMPT", "WALRECOVER_SUPERVISOR")
+"""What `of_attempt` tells; everything else is the same for all attempts."""
 
 
 def of_run(run: RunDir, every: str | None) -> dict[str, str]:

@@ -32,6 +32,7 @@ from walrecover.supervisor.hanging import Monitor
 from walrecover.supervisor.history import History
 from walrecover.supervisor.notes import Notes, say
 from walrecover.supervisor.signals import Interrupted, Signals
+from walrecover.supervisor.standby import Kind, Standbys
 from walrecover.supervisor.stopping import Stopping
 from walrecover.supervisor.succession import Succession
 from walrecover.supervisor.watching import Outcome, Watch
@@ -55,6 +56,7 @@ def supervise(
     environ: Mapping[str, str] | None = None,
     grace: float = GRACE_SECONDS,
     limits: Limits | None = None,
+    standby: Kind = "imported",
 ) -> int:
     """Run the command until it is done, asked to stop or given up; return the exit code.
 
@@ -66,11 +68,12 @@ def supervise(
     told = handover.of_run(run, every)
     found = Command.find(command, os.environ if environ is None else environ).told(told)
     become_subreaper()
-    with Signals() as signals:
+    with Signals() as signals, closing(Standbys(standby, command, run, signals)) as standbys:
         try:
-            return _Supervision(found, run, policy, signals, grace, limits or Limits()).drive(
-                resume
+            supervision = _Supervision(
+                found, run, policy, signals, grace, limits or Limits(), standbys
             )
+            return supervision.drive(resume)
         except Interrupted as interrupted:
             return 128 + interrupted.number
 
@@ -86,6 +89,7 @@ class _Supervision:
         signals: Signals,
         grace: float,
         limits: Limits,
+        standbys: Standbys,
     ) -> None:
         self._command = command
         self._run = run
@@ -98,7 +102,8 @@ class _Supervision:
         self._succession = Succession(RunSequence(run.sequence), self._holder.supervisor)
         self._history = History(run)
         self._rewind = ""
-        self._watch = Watch(signals, self._stopping, self._succession, grace, policy.logs)
+        self._standbys = standbys
+        self._watch = Watch(signals, self._stopping, self._succession, grace, standbys, policy.logs)
 
     def drive(self, resume: str) -> int:
         self._run.create()
@@ -129,6 +134,7 @@ class _Supervision:
         entry = begun.entry
         folder = self._run.meeting(entry.number, entry.nonce)
         with closing(Notes(self._run, begun)) as notes, holding(folder):
+            self._standbys.begin(entry)
             told = handover.of_attempt(entry, folder, self._command.environ)
             command = self._command.told({**self._history.environment, **told})
             monitor = Monitor(

@@ -18,6 +18,7 @@ from walrecover.supervisor.evidence import Before
 from walrecover.supervisor.hanging import Monitor
 from walrecover.supervisor.notes import Notes, say
 from walrecover.supervisor.signals import Signals
+from walrecover.supervisor.standby import Standbys
 from walrecover.supervisor.stopping import Stopping
 from walrecover.supervisor.succession import Succession
 
@@ -48,8 +49,10 @@ class Watch:
         stopping: Stopping,
         succession: Succession,
         grace: float,
+        standbys: Standbys,
         logs: Sequence[str] = (),
     ) -> None:
+        self._standbys = standbys
         self._signals = signals
         self._stopping = stopping
         self._succession = succession
@@ -61,14 +64,16 @@ class Watch:
         began = time.monotonic()
         self._before = Before.note(command.environ, self._logs)
         try:
-            child = start(command, self._signals)
+            child, standby = self._standbys.promote(command) or (start(command, self._signals), "")
         except Unusable as error:
             forced = Forced("unusable", str(error))
             return Outcome(Ending(code=error.exit_code), 0, forced, self._before, 0, 0.0)
         # Arguments may hold secrets; the ranks record theirs, redacted.
-        notes.append(WorkerStarted(at=time.time(), pid=child.pid, argv=command.argv[:1]))
+        notes.append(
+            WorkerStarted(at=time.time(), pid=child.pid, argv=command.argv[:1], standby=standby)
+        )
         self._stopping.child = child
-        reason = self._wait(child, monitor)
+        reason = self._wait(command, child, monitor)
         monitor.note()
         self._sweep(child)
         ending = child.ending or Ending(signal=9)
@@ -78,16 +83,18 @@ class Watch:
     def _sweep(self, child: Child) -> None:
         left = self._stopping.seconds_left()
         grace = min(self._grace, SWEEP_SECONDS) if left is None else left
-        survivors = kill_tree(grace, child.note_end, self._stopping)
+        kept = None if self._stopping.asked else self._standbys.pid
+        on_end = self._standbys.apart(child.note_end)
+        survivors = kill_tree(grace, on_end, self._stopping, kept)
         if survivors:
             pids = ", ".join(str(process.pid) for process in survivors)
             say(f"these processes outlive SIGKILL, and are left behind: {pids}")
 
-    def _wait(self, child: Child, monitor: Monitor) -> Forced | None:
+    def _wait(self, command: Command, child: Child, monitor: Monitor) -> Forced | None:
         """Wait for the child's end, or for a reason to end it, which is returned."""
         look = time.monotonic() + FIRST_LOOK_SECONDS
         while True:
-            reap(child.note_end)
+            reap(self._standbys.apart(child.note_end))
             if child.ending is not None:
                 return None
             left = self._stopping.seconds_left()
@@ -105,5 +112,8 @@ class Watch:
                 look = time.monotonic() + LOOK_SECONDS
             if left is None and (hang := monitor.look()):
                 return hang
-            until_look = min(look - time.monotonic(), monitor.seconds_left())
+            self._standbys.look(command, child)
+            until_look = min(
+                look - time.monotonic(), monitor.seconds_left(), self._standbys.seconds_to_look()
+            )
             self._stopping.hear(until_look if left is None else min(left, until_look))
