@@ -86,6 +86,11 @@ def test_a_read_only_file_system_is_readable_and_one_clear_sentence_to_write(
     assert walrecover(root, "verify").code == 0
     assert walrecover(root, "show").code == 0
     again = walrecover(root, "run", "--name", "small", "--", sys.executable, "-c", "pass")
-    assert again.code == 1
+    assert again.code == 2
     assert "Read-only file system" in again.err
+    unseen = walrecover(
+        root, "run", "--no-preflight", "--name", "small", "--", sys.executable, "-c", "pass"
+    )
+    assert unseen.code == 1
+    assert "Read-only file system" in unseen.err
     assert files_of(root) == before

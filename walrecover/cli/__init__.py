@@ -24,6 +24,7 @@ COMMANDS = {
     "log": "The events of a run.",
     "verify": "Read back every digest of journal and snapshots.",
     "policy": "What follows a failure: the policy in force.",
+    "doctor": "What is wrong with a place to train in, and what to do.",
     "rehearse": "Crash your own script and compare the bits.",
     "diff": "What differs between two states: snapshots, files, the model in a script.",
 }

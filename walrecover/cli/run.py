@@ -12,6 +12,7 @@ import click
 from walrecover import hangs, pace
 from walrecover.cli.options import directory, journal_dir
 from walrecover.cli.policy import load, policy_option
+from walrecover.cli.preflight import preflight
 from walrecover.errors import BadInput
 from walrecover.rundir import RunDir, check_name, default_name, find_root
 
@@ -80,6 +81,7 @@ if TYPE_CHECKING:
     "what the script imports; or one that has run it up to attach(), whose top half then runs "
     "twice.",
 )
+@click.option("--no-preflight", is_flag=True, help="Do not look at storage and port beforehand.")
 @click.argument("cmd", nargs=-1, required=True, type=click.UNPROCESSED, metavar="-- CMD…")
 def command(
     name: str | None,
@@ -93,10 +95,11 @@ def command(
     grace: float,
     hang_timeout: str,
     standby: Kind,
+    no_preflight: bool,
     cmd: tuple[str, ...],
 ) -> int:
     from walrecover.supervisor import supervise
-    from walrecover.supervisor.child import Unusable
+    from walrecover.supervisor.child import Command, Unusable
 
     if every is not None:
         pace.parse(every)
@@ -106,6 +109,9 @@ def command(
     run = RunDir(find_root(directory), chosen, journal)
     treated = load(policy).policy(max_restarts, backoff)
     try:
+        if not no_preflight:
+            Command.find(cmd, os.environ)  # 126 and 127 come before anything is tried
+            preflight(run, cmd)
         return supervise(
             cmd,
             run,

@@ -64,12 +64,13 @@ class Theirs(msgspec.Struct, frozen=True):
 class Sharing(msgspec.Struct, frozen=True):
     """What another user of the group meets: the first folder or file that keeps them out, and
     whether the folder above is meant for the group (its set-group-ID bit is set, or the group
-    may write)."""
+    may write). `made`: whether the run is there yet."""
 
     closed: str
     mode: int
     group: str
     meant: bool
+    made: bool = True
 
 
 class Snapshots(msgspec.Struct, frozen=True):

@@ -20,9 +20,13 @@ class Finding(msgspec.Struct, frozen=True):
     def remedy(self) -> str:
         return "" if self.level == OK else CHECKS[self.check].remedy
 
+    @property
+    def sentence(self) -> str:
+        """On one line: what was found, the consequence, the remedy."""
+        return f"{self.found} → {self.consequence} → {self.remedy}"
+
     def __str__(self) -> str:
-        """On one line."""
-        return f"{self.level}: {self.found}: {self.consequence}. Do: {self.remedy}"
+        return f"{self.level}: {self.sentence}"
 
 
 def size(count: float) -> str:

@@ -70,7 +70,7 @@ def _clock_problems(clock: Clock) -> Iterator[str]:
 def _limits(facts: Facts) -> Iterator[Finding]:
     limits = facts.limits
     yield from _at_least("nofile", limits.get("nofile"), FEW_FILES, "open files", WARNING)
-    yield from _at_least("memlock", limits.get("memlock"), SMALL_LOCK, "bytes locked", NOTE)
+    yield from _at_least("memlock", limits.get("memlock"), SMALL_LOCK, "locked", NOTE)
     yield from _at_least(
         "nproc", limits.get("nproc"), facts.processes + FEW_PROCESSES, "processes", WARNING
     )
@@ -87,9 +87,10 @@ def _at_least(
     if limit is None:
         return
     enough = limit.soft is None or limit.soft >= least
-    text = f"the limit is {_amount(limit)} {what}"
+    shown = size(limit.soft) if check == "memlock" and limit.soft is not None else _amount(limit)
+    text = f"the limit is {shown} {what}"
     if not enough and (limit.hard is None or limit.hard > (limit.soft or 0)):
-        text += f", and may be raised to {limit.hard or 'any number'}"
+        text += ", and this user may raise it"
     yield Finding(check, OK if enough else bad, text)
 
 

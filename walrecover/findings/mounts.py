@@ -20,6 +20,8 @@ NETWORK = frozenset(
 )
 """Others than fuse, whose kinds are `fuse` and `fuse.NAME`."""
 
+LAYERED = frozenset({"overlay", "aufs", "fuse.fuse-overlayfs"})
+
 
 class Mount(msgspec.Struct, frozen=True):
     """One line. `root`: which directory of the file system is mounted at `point`."""
@@ -40,6 +42,15 @@ class Mount(msgspec.Struct, frozen=True):
         """Whether a directory of a file system was mounted, not all of it. A subvolume of btrfs
         is what was asked for, and a bind of a whole file system cannot be told from a mount."""
         return self.root != "/" and f"subvol={self.root}" not in self.own_options
+
+    @property
+    def is_layer(self) -> bool:
+        """Whether this is what the layers of an image are laid over one another with: by its
+        kind, or by the folder or data set in which a container's engine keeps them."""
+        return self.kind in LAYERED or any(
+            re.search(r"(^|/)(docker|containerd?|containers)/", text)
+            for text in (self.root, self.source)
+        )
 
     @property
     def is_network(self) -> bool:

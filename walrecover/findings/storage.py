@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 from walrecover.findings.facts import Facts, Outcome, Place
 from walrecover.findings.finding import Finding, size
-from walrecover.findings.mounts import VOLATILE
+from walrecover.findings.mounts import LAYERED, VOLATILE, Mount
 from walrecover.findings.table import CHECKS, FAILURE, NOTE, OK, WARNING
 
 LITTLE_BYTES = 64 * 10**6
@@ -32,7 +32,9 @@ def judge(facts: Facts) -> Iterator[Finding]:
     places = [facts.run] + ([facts.journal] if facts.journal else [])
     for place in places:
         yield from _directory(place)
-        yield from _rehearsal(place)
+        for finding in _rehearsal(place):
+            if finding.check != "permission" or facts.theirs is None:  # which says more
+                yield finding
         # Without its journal a run loses its history, and no state.
         yield from _lasting(place, FAILURE if place is facts.run else WARNING)
         yield from _options(place)
@@ -124,19 +126,24 @@ def _options(place: Place) -> Iterator[Finding]:
 
 def _layer(facts: Facts) -> Iterator[Finding]:
     for place in (facts.run, facts.journal):
-        mount = place.mount if place else None
-        if place is None or mount is None:
-            continue
-        if facts.container and mount.point == "/" and mount.kind not in VOLATILE:
-            text = f"in the container's own layer: {mount}, and {facts.container}"
-            yield Finding("layer", WARNING, f"{place.path} lies {text}")
-        elif EMPTY_DIR in mount.root:
-            text = f"{place.path} lies in an emptyDir of Kubernetes, mounted at {mount.point}"
-            yield Finding("layer", WARNING, text)
-        elif mount.kind == "overlay":
-            upper = mount.option("upperdir") or "a folder that is not named"
-            text = f"{place.path} lies on an overlay at {mount.point}, written to {upper}"
-            yield Finding("layer", NOTE, text)
+        if place is not None and place.mount is not None:
+            level, text = _layered(place.mount, facts.container)
+            if text:
+                yield Finding("layer", level, f"{place.path} lies {text}")
+
+
+def _layered(mount: Mount, container: str) -> tuple[str, str]:
+    if EMPTY_DIR in mount.root:
+        return WARNING, f"in an emptyDir of Kubernetes, mounted at {mount.point}"
+    if mount.point == "/" and mount.is_layer:
+        return WARNING, f"in the topmost layer of a container or a live system: {mount}"
+    if mount.kind in LAYERED:
+        upper = mount.option("upperdir") or "a folder that is not named"
+        return NOTE, f"on an overlay at {mount.point}, written to {upper}"
+    if mount.point == "/" and container and mount.kind not in VOLATILE:
+        # A virtual machine made from an image has the mark too, and a disk of its own.
+        return NOTE, f"on the root of what may be a container ({container}): {mount}"
+    return OK, ""
 
 
 def _bind(facts: Facts) -> Iterator[Finding]:
@@ -198,7 +205,8 @@ def _group(facts: Facts) -> Iterator[Finding]:
     yield Finding(
         "group",
         WARNING if shared.meant else NOTE,
-        f"{shared.closed} has mode {shared.mode:04o}: closed to the group {shared.group}",
+        f"{shared.closed} {'has' if shared.made else 'will have'} mode {shared.mode:04o}: closed "
+        f"to the group {shared.group}",
     )
 
 

@@ -44,6 +44,7 @@ class Performance:
             *(sys.executable, "-P", "-m", "walrecover.cli", "run", "--name", RUN),
             *("--dir", str(root), *pace, "--max-restarts", str(max_restarts), "--backoff", "0"),
             *("--policy", os.devnull),  # the kills are ours, and no policy's affair
+            "--no-preflight",  # of a scratch folder that nobody keeps
             *("--", *command),
         ]
         become_subreaper()
