@@ -270,13 +270,18 @@ def test_a_gap_in_the_sequence_is_refused(run: RunDir) -> None:
 
 
 def test_a_directory_that_cannot_be_made_is_one_clear_sentence() -> None:
-    answer = walrecover(Path("/proc/walrecover"), "run", "--", "true")  # not even by root
-    assert answer.code == 1
-    assert "cannot create the run directory" in answer.err
+    root = Path("/proc/walrecover")  # not even by root
+    answer = walrecover(root, "run", "--", "true")
+    assert answer.code == 2
+    assert answer.err.startswith("walrecover: making a folder in /proc failed")
+    assert len(answer.err.splitlines()) == 1
+    unseen = walrecover(root, "run", "--no-preflight", "--", "true")
+    assert unseen.code == 1
+    assert "cannot create the run directory" in unseen.err
 
 
 def test_help_and_version_and_completion() -> None:
-    for command in ("run", "replay", "status", "show", "log", "verify", "rehearse"):
+    for command in ("run", "replay", "status", "show", "log", "verify", "doctor", "rehearse"):
         done = subprocess.run(
             [sys.executable, "-m", "walrecover.cli", command, "-h"], capture_output=True, text=True
         )

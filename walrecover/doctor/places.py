@@ -86,6 +86,8 @@ def _with_space(place: Place, folder: Path) -> Place:
         found = os.statvfs(folder)
     except OSError:
         return place
+    if not found.f_blocks:  # a file system that stores nothing
+        return place
     root = os.geteuid() == 0  # who may use what is kept for root
     return msgspec.structs.replace(
         place,

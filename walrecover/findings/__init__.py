@@ -29,11 +29,11 @@ def examine(facts: Facts) -> list[Finding]:
 
 
 def preflight(found: Sequence[Finding]) -> Preflight:
-    """Only what proves that the run cannot begin may stop it; of the rest, what costs the run is
-    a warning, for it may work all the same."""
+    """Only what proves that the run cannot begin may stop it, and then nothing else is said; of
+    the rest, what costs the run is a warning, for it may work all the same."""
     bad = [f for f in found if f.level in (WARNING, FAILURE) and CHECKS[f.check].preflight]
     stops = [f for f in bad if f.level == FAILURE and CHECKS[f.check].preflight == STOPS]
-    says = [Finding(f.check, WARNING, f.found) for f in bad if f not in stops]
+    says = [] if stops else [Finding(f.check, WARNING, f.found) for f in bad]
     return Preflight(tuple(says), tuple(stops))
 
 
