@@ -228,6 +228,16 @@ class ExceptionRaised(_Event, frozen=True):
     fetching: bool = False
 
 
+class SalvageTried(_Event, frozen=True):
+    """On this rank's way out: whether the state of its last completed step became a snapshot, and
+    if not why. `stands`: the step of the last commit."""
+
+    step: int
+    saved: bool
+    reason: str = ""
+    stands: int = 0
+
+
 class RestartDecided(_Event, frozen=True):
     """What follows the end. `environment`: variables that the next attempt finds changed."""
 
@@ -332,6 +342,7 @@ Event = (
     | WorkerStarted
     | WorkerExited
     | ExceptionRaised
+    | SalvageTried
     | RestartDecided
     | FileAdopted
     | FileRejected

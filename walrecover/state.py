@@ -41,6 +41,7 @@ class StreamRecord(msgspec.Struct):
     planned: ev.RecoveryPlanned | None = None
     exited: list[ev.WorkerExited] = []
     raised: list[ev.ExceptionRaised] = []
+    salvaged: list[ev.SalvageTried] = []
     decided: list[ev.RestartDecided] = []
     hangs: list[ev.HangDetected] = []
     measured: ev.PhasesMeasured | None = None
@@ -203,6 +204,7 @@ _HANDLERS: dict[type, Any] = {
     ev.RecoveryPlanned: _set("planned"),
     ev.WorkerExited: _append("exited"),
     ev.ExceptionRaised: _append("raised"),
+    ev.SalvageTried: _append("salvaged"),
     ev.RestartDecided: _append("decided"),
     ev.HangDetected: _append("hangs"),
     ev.PhasesMeasured: _set("measured"),

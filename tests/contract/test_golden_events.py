@@ -116,6 +116,10 @@ EXAMPLES: dict[str, ev.Event] = {
         artefacts=("attempts/a3-9f2c01d7/stacks-rank-0.txt",),
     ),
     "WorkerExited of the same again": ev.WorkerExited(pid=4711, cause="code", step=70000),
+    "SalvageTried": ev.SalvageTried(step=1234, saved=True),
+    "SalvageTried full": ev.SalvageTried(
+        at=1750000012.5, step=1234, saved=False, reason="AdamW.step() had begun", stands=1200
+    ),
     "ExceptionRaised": ev.ExceptionRaised(kind="builtins.KeyError"),
     "ExceptionRaised full": ev.ExceptionRaised(
         kind="torch.cuda.OutOfMemoryError",

@@ -85,6 +85,8 @@ class Host:
         self.seen.append(error)
         raise OSError("what fails here is nobody's business")
 
+    def left(self) -> None: ...
+
     def exits(self) -> None: ...
 
     def trains_in(self, thread: int | None) -> bool:
@@ -134,6 +136,7 @@ def test_an_exception_before_a_prompt_ends_nothing(tmp_path: Path, flags: list[s
         "from walrecover.session.leaving import Leaving\n"
         "class Host:\n"
         "    def raised(self, error): print('raised', repr(error), flush=True)\n"
+        "    def left(self): print('left', flush=True)\n"
         "    def exits(self): print('exits', flush=True)\n"
         "leaving = Leaving(Host())\n"
         "raise ValueError('planted')\n"
@@ -145,6 +148,6 @@ def test_an_exception_before_a_prompt_ends_nothing(tmp_path: Path, flags: list[s
         text=True,
         timeout=120,
     )
-    expected = "exits\n" if flags else "raised ValueError('planted')\nexits\n"
+    expected = "exits\n" if flags else "raised ValueError('planted')\nleft\nexits\n"
     assert done.stdout == expected
     assert "ValueError: planted" in done.stderr

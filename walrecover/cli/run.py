@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from walrecover import hangs, pace
+from walrecover import hangs, pace, stops
 from walrecover.cli.options import directory, journal_dir
 from walrecover.cli.policy import load, policy_option
 from walrecover.cli.preflight import preflight
@@ -57,10 +57,26 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--grace",
-    type=click.FloatRange(min=0),
-    default=60.0,
+    metavar="TIME",
+    envvar=stops.GRACE,
+    default="60s",
     show_default=True,
-    help="Seconds between a stop signal and SIGKILL.",
+    help="Between a stop signal and SIGKILL; a snapshot that cannot be done by then is not begun.",
+)
+@click.option(
+    "--preempt-signal",
+    metavar="SIGNAL",
+    envvar=stops.PREEMPT_SIGNAL,
+    default="USR1",
+    show_default=True,
+    help="A cluster's early warning, taken as SIGTERM is: USR1, USR2, TERM or none.",
+)
+@click.option(
+    "--on-preempt",
+    type=click.Choice(stops.AFTERWARDS),
+    envvar=stops.ON_PREEMPT,
+    help="Once a preempted command has saved and ended: exit with its code; stay until the job is "
+    "ended; have Slurm requeue it; exit with 75, again [default: stay under Slurm, else exit].",
 )
 @click.option(
     "--hang-timeout",
@@ -92,7 +108,9 @@ def command(
     backoff: float | None,
     policy: str | None,
     resume: str,
-    grace: float,
+    grace: str,
+    preempt_signal: str,
+    on_preempt: str | None,
     hang_timeout: str,
     standby: Kind,
     no_preflight: bool,
@@ -118,8 +136,10 @@ def command(
             treated,
             every=every,
             resume=resume,
-            grace=grace,
+            grace=stops.seconds(grace),
             limits=limits,
+            notice=stops.notice(preempt_signal),
+            on_preempt=on_preempt,
             standby=standby,
         )
     except Unusable as error:

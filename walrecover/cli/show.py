@@ -59,8 +59,16 @@ def _draw(item: dict[str, Any]) -> None:
         _stage("ended", f"{cause}: {evidence}" if evidence else cause, stages["ran"])
     for artefact in item["artefacts"]:
         _stage("kept", artefact)
+    if salvaged := item["salvaged"]:
+        _stage("saved" if salvaged["saved"] else "not saved", _of_salvage(salvaged))
     if item["decision"]:
         _stage(item["decision"], item["reason"])
+
+
+def _of_salvage(salvaged: dict[str, Any]) -> str:
+    if salvaged["saved"]:
+        return f"step {salvaged['step']}, on the way out"
+    return f"step {salvaged['step']}: {salvaged['reason']}; step {salvaged['stands']} stands"
 
 
 def _stage(name: str, text: str, took: float | None = None) -> None:

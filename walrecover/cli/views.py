@@ -83,6 +83,7 @@ def _attempt(state: RunState, entry: AttemptEntry) -> dict[str, Any]:
         "evidence": exited.evidence if exited else "",
         "fingerprint": exited.fingerprint if exited else "",
         "artefacts": list(exited.artefacts) if exited else [],
+        "salvaged": _salvaged(ranks),
         "decision": decided.action if decided else "",
         "reason": decided.reason if decided else "",
         "environment": dict(decided.environment) if decided else {},
@@ -105,6 +106,15 @@ def _unseen(
     return ev.WorkerExited(
         pid=0, cause=verdict.cause, evidence=verdict.sentence, fingerprint=verdict.fingerprint
     )
+
+
+def _salvaged(ranks: list[StreamRecord]) -> dict[str, Any] | None:
+    """What became of the last completed step: saved where one rank found that all had voted, else
+    the first rank's reason."""
+    tried = sorted((r.salvaged[-1] for r in ranks if r.salvaged), key=lambda event: not event.saved)
+    if not tried:
+        return None
+    return {name: getattr(tried[0], name) for name in ("step", "saved", "reason", "stands")}
 
 
 def _own_word(ranks: list[StreamRecord]) -> str:

@@ -29,6 +29,9 @@ class Host(Protocol):
     def raised(self, error: BaseException) -> None:
         """An exception ends the script. Called before anybody prints it."""
 
+    def left(self) -> None:
+        """The script is over, by that exception. Called after it was printed."""
+
     def exits(self) -> None:
         """The process ends, by that exception or otherwise."""
 
@@ -64,14 +67,17 @@ class Leaving:
         if self._host is not None and error is not None and self._ends_here():
             self._safely(self._host.raised, error)
         self._before(kind, error, trace)
+        if self._host is not None and self._ends_here():
+            self._safely(self._host.left)
 
     def _threads_excepthook(self, args: Any) -> None:
         """The script may train in a thread of its own; what ends others is not the training's."""
-        host, error = self._host, args.exc_value
+        host, error, thread = self._host, args.exc_value, args.thread and args.thread.ident
         if host is not None and error is not None and self._ends_here():
-            thread = args.thread and args.thread.ident
             self._safely(lambda: host.raised(error) if host.trains_in(thread) else None)
         self._before_in_threads(args)
+        if host is not None and self._ends_here():
+            self._safely(lambda: host.left() if host.trains_in(thread) else None)
 
     def _at_exit(self) -> None:
         if self._host is not None and os.getpid() == self._owner:

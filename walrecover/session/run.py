@@ -17,13 +17,11 @@ from typing import Any
 import msgspec
 
 from walrecover import events as ev
-from walrecover import plain
 from walrecover.beats import Beat
 from walrecover.entries import AttemptEntry
 from walrecover.errors import Corrupt, Fenced, Stopped, StorageFailed
 from walrecover.journal import Journal
 from walrecover.lease import Lease
-from walrecover.manifest import digest_of
 from walrecover.pace import Pace, choose, is_due
 from walrecover.rundir import RunDir
 from walrecover.session import imports
@@ -31,11 +29,12 @@ from walrecover.session.exceptions import describe
 from walrecover.session.leaving import Leaving
 from walrecover.session.loops import Loop, Loops, Position
 from walrecover.session.meeting import Meeting
-from walrecover.session.restoring import Restored, position_tree
+from walrecover.session.moment import Captures, living
+from walrecover.session.restoring import Restored
+from walrecover.session.salvage import Outcome, Salvage
 from walrecover.session.saving import Key, Saver
 from walrecover.session.settings import Settings
 from walrecover.session.stopping import Signals
-from walrecover.snapshot import Capture
 from walrecover.torch_adapter import rng, scalars
 from walrecover.torch_adapter.objects import Attached
 from walrecover.torch_adapter.ranks import World
@@ -68,7 +67,7 @@ class Run:
         self._directory, self._settings, self._entry = directory, settings, entry
         self._ranks, self._attached, self._journal = ranks, attached, journal
         self._meeting, self._beat, self._strict = meeting, beat, strict
-        self._code = msgspec.to_builtins(code)
+        self._captures = Captures(directory.name, entry, ranks, msgspec.to_builtins(code))
         self._restored = restored
         self._step = restored.step if restored else 0
         self._boundary_at = self._step
@@ -90,7 +89,7 @@ class Run:
             retention=settings.keep,
             say=self._say,
         )
-        self._signals = Signals()
+        self._signals = Signals(settings.grace, settings.notice)
         self._lease = None if settings.supervisor or ranks.rank else Lease(meeting.folder)
         self._scalars: dict[str, Any] = {}
         self._late = scalars.Late()
@@ -101,11 +100,19 @@ class Run:
         self._last_key = Key(base.step, base.end) if base else None
         self._clock = time.monotonic()
         self._times: deque[float] = deque(maxlen=MEASURED_STEPS * 7)
-        self._closed = False
+        self._closed = self._left = False
         if settings.every.steps is not None:
             self._meeting.paces.append(Pace(0, settings.every.steps))
         self._meeting.promise(self._step + 1)
         self._beat.say("first", self._step)
+        self._salvage = Salvage(
+            attached,
+            self._loops,
+            self._saver,
+            self._captures,
+            base.step if base else 0,
+            self._say,
+        )
         self._leaving = Leaving(self)
 
     # -- public ---------------------------------------------------------------------------------
@@ -217,12 +224,19 @@ class Run:
         key = Key(step, False)
         due = any(is_due(n, self._meeting.paces) for n in range(self._boundary_at + 1, step + 1))
         self._boundary_at = step
-        if (self._wanted or stopping or due) and key != self._last_key:
+        late = self._saver.too_late(self._signals.seconds_left()) if stopping else ""
+        if late:
+            self._note(self._salvage.lost(step, late))
+        elif (self._wanted or stopping or due) and key != self._last_key:
             self._wanted = False
             captured = None
             self._save(key, self._loops.position(), finished=False)
         if stopping:
             self._stop(key)
+        if key == self._last_key:
+            self._salvage.forget()
+        else:
+            captured = self._salvage.keep(step, self._times[-1]) or captured
         self._meeting.promise(step + 1)
         return captured
 
@@ -299,35 +313,9 @@ class Run:
     def _save(self, key: Key, position: Position, *, finished: bool) -> bool:
         self._beat.say("snapshot", key.step)
         self._saver.note_commits()
-        state = self._attached.capture()
-        places = position_tree(position)
-        tree = {
-            "objects": state.tree,
-            "rng": plain.to_tree(rng.capture(), "rng"),
-            "position": places,
-            "step": key.step,
-            "code": self._code,
-        }
-        base = self._entry.plan.base
-        saved = self._saver.save(
-            Capture(
-                run=self.name,
-                step=key.step,
-                end=key.end,
-                attempt=self._entry.number,
-                nonce=self._entry.nonce,
-                rank=self._ranks.rank,
-                world=self._ranks.size,
-                base=base.manifest if base else "",
-                position=digest_of(plain.encode([list(p) for p in _counts(position)])),
-                tensors=state.tensors,
-                shared=state.shared,
-                tree=tree,
-                writer=f"rank-{self._ranks.rank}",
-                events_after=self._saver.committed_lsn,
-            ),
-            finished=finished,
-        )
+        moment = living(self._attached, position)
+        capture = self._captures.of(key, moment, self._saver.committed_lsn)
+        saved = self._saver.save(capture, finished=finished)
         if saved:
             self._last_key = key
         self._clock = time.monotonic()
@@ -340,7 +328,9 @@ class Run:
         """Leave at the agreed boundary, once the snapshot is durable."""
         assert self._meeting.stop is not None
         number = self._meeting.stop.value
-        durable = self._saver.wait(key) or self._last_key is None
+        durable = key == self._last_key and self._saver.wait(
+            key, lambda: self._signals.seconds_left() == 0
+        )
         if self._saver.failed:
             raise self._saver.failed
         kept = f"step {key.step} is saved" if durable else "the last committed snapshot stands"
@@ -388,6 +378,11 @@ class Run:
         if self._ranks.rank == 0:
             print(f"walrecover: {text}", file=sys.stderr, flush=True)
 
+    def _tell(self, text: str) -> None:
+        """What a rank says of itself."""
+        rank = f"rank {self._ranks.rank}: " if self._ranks.size > 1 else ""
+        print(f"walrecover: {rank}{text}", file=sys.stderr, flush=True)
+
     def _close(self) -> None:
         """End this attempt in this process: nothing is written after it."""
         if self._closed:
@@ -396,6 +391,7 @@ class Run:
         if self._loops.step_waiting and not self._saver.failed:
             self._record()
         self._leaving.close()
+        self._salvage.close()
         self._signals.close()
         self._saver.close()
         if self._lease:
@@ -420,13 +416,28 @@ class Run:
     def trains_in(self, thread: int | None) -> bool:
         return thread == self._loops.thread
 
+    def left(self) -> None:
+        """The script is over: save the last completed step, if its state is still whole."""
+        if self._closed or self._left or self._finished_at == self._step:
+            return
+        self._left = True
+        self._beat.say("snapshot")
+        outcome = self._salvage.save(self._step, self._last_key, self._signals.seconds_left())
+        if outcome is None:
+            return
+        if outcome.saved:
+            self._last_key = Key(outcome.step, False)
+        self._note(outcome)
+
+    def _note(self, outcome: Outcome) -> None:
+        self._tell(str(outcome))
+        with contextlib.suppress(StorageFailed, OSError):
+            self._journal.append(ev.SalvageTried(at=time.time(), **outcome._asdict()))
+            self._journal.sync(timeout=LAST_WORD_SECONDS)
+
     def exits(self) -> None:
         try:
+            self.left()
             self._close()
         except (Fenced, Corrupt, OSError) as error:
             self._say(str(error))
-
-
-def _counts(position: Position) -> list[tuple[int, int]]:
-    """What all ranks must have in common of a position."""
-    return [(place.ordinal, place.consumed) for place in position.places]

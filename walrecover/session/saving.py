@@ -19,7 +19,7 @@ from walrecover import entries as model
 from walrecover import events as ev
 from walrecover import snapshot
 from walrecover.checkpoints import Follower
-from walrecover.entries import CommitEntry, SnapshotRef, snapshot_name
+from walrecover.entries import CommitEntry, Entry, SnapshotRef, snapshot_name
 from walrecover.errors import Corrupt, Fenced, StorageFailed, WalrecoverError
 from walrecover.failpoints import failpoint
 from walrecover.files import sync_directory
@@ -45,7 +45,9 @@ class Key(NamedTuple):
 class Saver:
     """One rank's saving. `retention`: how many snapshots to keep.
 
-    `failed` holds the Fenced error that ended it, to be raised in the training thread.
+    `failed` holds the Fenced error that ended it, to be raised in the training thread. `tried`: the
+    newest capture, voted for or refused. `known`: the digests of that vote's tensors, `seconds`
+    how long it took.
     """
 
     def __init__(
@@ -68,6 +70,9 @@ class Saver:
         self.failed: Fenced | None = None
         self.committed: Key | None = None
         self.committed_lsn = 0
+        self.tried: Key | None = None
+        self.known: dict[str, str] = {}
+        self.seconds = 0.0
         self._lsns: dict[Key, int] = {}
         self._verified = set(verified)
         self._waiting: deque[tuple[Key, bool]] = deque()
@@ -79,16 +84,19 @@ class Saver:
         self._idle = True
         self._keeper: threading.Thread | None = None
 
-    def save(self, capture: Capture, *, finished: bool = False) -> bool:
-        """Vote for a capture; False where the storage refused it (the last commit stands)."""
+    def save(self, capture: Capture, *, finished: bool = False, lone: bool = False) -> bool:
+        """Vote for a capture; False where the storage refused it (the last commit stands). Of
+        several ranks the first commits it later, in its own time; not where `lone`."""
         began = time.monotonic()
-        key = Key(capture.step, capture.end)
+        self.tried = key = Key(capture.step, capture.end)
         try:
             part = snapshot.vote(self.run, capture, self.journal)
         except (StorageFailed, OSError) as error:
             self.abandon(key, str(error))
             return False
         self._lsns[key] = part.lsn
+        self.known = {name: at.digest for name, at in part.tensors.items()}
+        self.seconds = time.monotonic() - began
         self.journal.append(
             ev.ShardsWritten(
                 at=time.time(),
@@ -97,18 +105,57 @@ class Saver:
                 files=tuple(
                     ev.WrittenFile(name, at.bytes, at.digest) for name, at in part.files.items()
                 ),
-                seconds=time.monotonic() - began,
+                seconds=self.seconds,
             )
         )
         if self.rank == 0:
             if self.world == 1:
                 if not self._commit(key, finished):
                     self.abandon(key, "its vote is gone")
+            elif lone:
+                return True
             else:
                 with self._changed:
                     self._waiting.append((key, finished))
             self._wake()
         return True
+
+    def settle(self, key: Key, seconds: float) -> bool:
+        """On the way out: commit a capture once every rank has voted for it, whichever rank this
+        is, for the first may be gone. False where some have not after so long."""
+        deadline = time.monotonic() + seconds
+        sequence = Sequence(self.run.sequence)
+        while not self._is_committed(key, sequence.read()):
+            try:
+                snapshot.commit(
+                    self.run,
+                    step=key.step,
+                    end=key.end,
+                    attempt=self.attempt,
+                    nonce=self.nonce,
+                    world=self.world,
+                    finished=False,
+                )
+            except Disagreed:
+                # Another rank may have been quicker.
+                return self._is_committed(key, sequence.read())
+            if time.monotonic() > deadline:
+                return self._is_committed(key, sequence.read())
+            time.sleep(POLL_SECONDS)
+        return True
+
+    def _is_committed(self, key: Key, found: list[Entry]) -> bool:
+        own = [c.snapshot for c in model.commits(found) if c.snapshot.nonce == self.nonce]
+        if not own or Key(own[-1].step, own[-1].end) < key:
+            return False
+        sync_directory(self.run.sequence)  # nobody acts on an entry before it is durable (rule 1)
+        return True
+
+    def too_late(self, left: float | None) -> str:
+        """Why a snapshot is not begun any more, "" where it may be. `left`: seconds of grace."""
+        if left is None or self.seconds <= left:
+            return ""
+        return f"{left:.1f} s are left, and the last snapshot took {self.seconds:.1f} s"
 
     def abandon(self, key: Key, reason: str) -> None:
         log.warning("snapshot of step %d abandoned: %s", key.step, reason)
@@ -134,10 +181,7 @@ class Saver:
         sequence = Sequence(self.run.sequence)
         while time.monotonic() < deadline and not gives_up() and not self._is_disagreed(key):
             found = sequence.read()
-            own = [c for c in model.commits(found) if c.snapshot.nonce == self.nonce]
-            if own and Key(own[-1].snapshot.step, own[-1].snapshot.end) >= key:
-                # Nobody acts on an entry before it is durable, whoever wrote it (rule 1).
-                sync_directory(self.run.sequence)
+            if self._is_committed(key, found):
                 return True
             newest = model.newest_attempt(found)
             if newest is None or newest.nonce != self.nonce:
@@ -273,11 +317,12 @@ class Saver:
             else:
                 self._look_for_successor()
                 return
+            overtaken = place if self.committed == key else 0  # not by one that was abandoned
             with self._changed:
-                for _ in range(place):
+                for _ in range(overtaken):
                     older, _ = self._waiting.popleft()
                     self.abandon(older, f"step {key.step} was committed before all had voted")
-                self._waiting.popleft()
+                del self._waiting[place - overtaken]
                 if self.failed:
                     raise self.failed
                 self._changed.notify_all()

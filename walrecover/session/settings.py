@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
-from walrecover import pace
+from walrecover import pace, stops
 from walrecover.errors import BadInput
 from walrecover.pace import Every
 from walrecover.rundir import check_name, default_name, find_root
@@ -36,6 +36,8 @@ class Settings(NamedTuple):
     changed: str
     attempt: str | None
     supervisor: Supervisor | None
+    grace: float | None
+    notice: int | None
 
 
 def disabled() -> bool:
@@ -75,6 +77,8 @@ def read(
         changed=changed,
         attempt=env.get("WALRECOVER_ATTEMPT") or None,
         supervisor=_supervisor(env.get("WALRECOVER_SUPERVISOR")),
+        grace=stops.seconds(grace) if (grace := env.get(stops.GRACE)) else None,
+        notice=stops.notice(env.get(stops.PREEMPT_SIGNAL) or stops.NOTICES[0]),
     )
 
 

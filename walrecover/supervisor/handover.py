@@ -5,9 +5,11 @@ Owns their names and forms on the supervisor's side; must not decide what they s
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Mapping
 from pathlib import Path
 
+from walrecover import stops
 from walrecover.entries import AttemptEntry
 from walrecover.rundir import RunDir
 
@@ -29,6 +31,12 @@ def of_run(run: RunDir, every: str | None) -> dict[str, str]:
     if run.journal_root is not None:
         told["WALRECOVER_JOURNAL_DIR"] = str(run.journal_root)
     return told
+
+
+def of_stops(grace: float, notice: int | None) -> dict[str, str]:
+    """How long a stop may take, and what announces one."""
+    name = "none" if notice is None else signal.Signals(notice).name
+    return {stops.GRACE: f"{grace:g}s", stops.PREEMPT_SIGNAL: name}
 
 
 def of_attempt(entry: AttemptEntry, folder: Path, environ: Mapping[str, str]) -> dict[str, str]:

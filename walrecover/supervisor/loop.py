@@ -31,6 +31,7 @@ from walrecover.supervisor.evidence import Records, records_of
 from walrecover.supervisor.hanging import Monitor
 from walrecover.supervisor.history import History
 from walrecover.supervisor.notes import Notes, say
+from walrecover.supervisor.preemption import leave
 from walrecover.supervisor.signals import Interrupted, Signals
 from walrecover.supervisor.standby import Kind, Standbys
 from walrecover.supervisor.stopping import Stopping
@@ -57,23 +58,35 @@ def supervise(
     grace: float = GRACE_SECONDS,
     limits: Limits | None = None,
     standby: Kind = "imported",
+    notice: int | None = None,
+    on_preempt: str | None = None,
 ) -> int:
     """Run the command until it is done, asked to stop or given up; return the exit code.
 
     That is the command's own, 128+n where signal n ended it, 130 after a second Ctrl-C, 1 where
-    somebody else has taken the run over. Raises Unusable (126, 127) before anything is written,
+    somebody else has taken the run over, 75 after a preemption where `on_preempt` says "again".
+    `notice`: a signal that announces one. Raises Unusable (126, 127) before anything is written,
     and what `recovery.begin_attempt` raises. For the main thread of a process without other
     children.
     """
-    told = handover.of_run(run, every)
+    told = handover.of_run(run, every) | handover.of_stops(grace, notice)
     found = Command.find(command, os.environ if environ is None else environ).told(told)
     become_subreaper()
     with Signals() as signals, closing(Standbys(standby, command, run, signals)) as standbys:
         try:
             supervision = _Supervision(
-                found, run, policy, signals, grace, limits or Limits(), standbys
+                found,
+                run,
+                policy,
+                signals,
+                grace,
+                limits or Limits(),
+                standbys,
+                Stopping(signals, grace, notice),
             )
-            return supervision.drive(resume)
+            exit_code = supervision.drive(resume)
+            standbys.close()
+            return leave(on_preempt, exit_code, supervision._stopping, found.environ)
         except Interrupted as interrupted:
             return 128 + interrupted.number
 
@@ -90,6 +103,7 @@ class _Supervision:
         grace: float,
         limits: Limits,
         standbys: Standbys,
+        stopping: Stopping,
     ) -> None:
         self._command = command
         self._run = run
@@ -97,7 +111,7 @@ class _Supervision:
         self._signals = signals
         self._grace = grace
         self._limits = limits
-        self._stopping = Stopping(signals, grace)
+        self._stopping = stopping
         self._holder = msgspec.structs.replace(identity(), supervisor=os.urandom(8).hex())
         self._succession = Succession(RunSequence(run.sequence), self._holder.supervisor)
         self._history = History(run)

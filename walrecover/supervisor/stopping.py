@@ -18,15 +18,18 @@ _SAME_SECONDS = 0.2
 
 
 class Stopping:
-    """`asked`: the first stop signal. `hurried`: a second Ctrl-C came. `deadline`: monotonic."""
+    """`asked`: the first stop signal, SIGTERM also where it was the cluster's early warning
+    (`notice`). `hurried`: a second Ctrl-C came. `deadline`: monotonic."""
 
-    def __init__(self, signals: Signals, grace: float) -> None:
+    def __init__(self, signals: Signals, grace: float, notice: int | None = None) -> None:
         self.asked: int | None = None
+        self.times_asked = 0
         self.hurried = False
         self.deadline: float | None = None
         self.child: Child | None = None
         self._signals = signals
         self._grace = grace
+        self._notice = notice
         self._interrupted: float | None = None
 
     @property
@@ -45,8 +48,11 @@ class Stopping:
     def hear(self, seconds: float = 0.0) -> None:
         """Take what arrives within so many seconds, and pass it on to the child."""
         for number in self._signals.take(seconds):
+            if number == self._notice:
+                number = SIGTERM  # an early warning would kill a launcher that does not know it
             if number in STOP:
                 self._stop(number)
+                self.times_asked += 1
             if number in PASSED or (number in STOP and not self.hurried):
                 self._pass_on(number)
 

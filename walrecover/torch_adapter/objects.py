@@ -92,12 +92,12 @@ class Attached:
             kind = self.kinds[name]
             tree[name] = {
                 "kind": kind,
-                "state": plain.to_tree(_state_of(value, kind), name, leaf_into(tensors)),
+                "state": plain.to_tree(state_of(value, kind), name, leaf_into(tensors)),
             }
-            shared |= self._replicated(name, value, set(tensors) - before)
+            shared |= self.replicated(name, value, set(tensors) - before)
         return State(tree, tensors, frozenset(shared))
 
-    def _replicated(self, name: str, value: Any, names: set[str]) -> set[str]:
+    def replicated(self, name: str, value: Any, names: set[str]) -> set[str]:
         if not self._shared:
             return set()
         if isinstance(value, torch.nn.Module):
@@ -192,7 +192,7 @@ def _kind(value: Any, name: str) -> str:
     )
 
 
-def _state_of(value: Any, kind: str) -> Any:
+def state_of(value: Any, kind: str) -> Any:
     if kind in ("module", "optimizer", "stateful"):
         return value.state_dict()
     if kind == "torch generator":

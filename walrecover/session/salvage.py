@@ -1,0 +1,168 @@
+"""Just in time: the state of the last completed step, saved when the script fails in the next.
+
+Owns what is kept at every boundary, and the decision whether it may be saved on the way out, with
+its reason. A state is saved only as it was at a boundary (rule 12): what a failed step has moved
+comes from copies, and where the rest is not whole nothing is saved and the last commit stands.
+Waits for no collective: each rank votes for itself, and the last one to vote commits.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from walrecover.errors import StorageFailed, WalrecoverError
+from walrecover.plain import Unstorable
+from walrecover.session.loops import Loops, Position
+from walrecover.session.moment import Captures, Moment, counts
+from walrecover.session.restoring import position_tree
+from walrecover.session.saving import Key, Saver
+from walrecover.torch_adapter import rng
+from walrecover.torch_adapter.copies import Copies, TooMuch
+from walrecover.torch_adapter.keeping import Keeper, NotWhole
+from walrecover.torch_adapter.objects import Attached
+
+OTHERS_SECONDS = 1.0
+"""For the other ranks' votes. Those that wait for this one in a collective vote once it is gone."""
+
+SLOW_SECONDS, SLOW_SHARE, SLOW_TIMES = 1e-3, 0.05, 16
+"""Copies that take more of a step than this, so many times in a row, are made no more."""
+
+
+class Kept(NamedTuple):
+    step: int
+    position: Position
+    rng: dict[str, Any]
+
+
+class Outcome(NamedTuple):
+    """What became of the last completed step. `stands`: the step of the last commit."""
+
+    step: int
+    saved: bool
+    reason: str
+    stands: int
+
+    def __str__(self) -> str:
+        if self.saved:
+            return f"step {self.step} is saved on the way out"
+        last = f"the last commit, step {self.stands}, stands" if self.stands else "no commit stands"
+        return f"step {self.step} is not saved on the way out: {self.reason}; {last}"
+
+
+class Salvage:
+    """What one rank keeps, and saves on the way out."""
+
+    def __init__(
+        self,
+        attached: Attached,
+        loops: Loops,
+        saver: Saver,
+        captures: Captures,
+        base: int,
+        say: Callable[[str], None],
+    ) -> None:
+        self._keeper = Keeper(attached)
+        self._loops, self._saver, self._captures = loops, saver, captures
+        self._base, self._say = base, say
+        self._kept: Kept | None = None
+        self._slow = 0
+
+    def close(self) -> None:
+        self._keeper.close()
+        self._kept = None
+
+    # -- at a boundary --------------------------------------------------------------------------
+
+    def keep(self, step: int, took: float) -> dict[str, Any] | None:
+        """Keep the state of this boundary; `took` seconds was its step. Returns the random state
+        behind it, or None where nothing was kept."""
+        self._kept = None
+        if self._keeper.refusal:
+            return None
+        began = time.perf_counter()
+        try:
+            self._keeper.keep()
+            position = _copied(self._loops.position())
+        except TooMuch as error:
+            self._give_up(f"{error}, too many to be copied at each step")
+            return None
+        self._kept = Kept(step, position, rng.capture())
+        self._watch(time.perf_counter() - began, took)
+        return self._kept.rng
+
+    def forget(self) -> None:
+        """The state of this boundary is saved."""
+        self._kept = None
+
+    def _watch(self, seconds: float, took: float) -> None:
+        """Objects of the script's own may make their state slowly, or wait for a device."""
+        slow = seconds > max(SLOW_SECONDS, SLOW_SHARE * took)
+        self._slow = self._slow + 1 if slow else 0
+        if self._slow == SLOW_TIMES:
+            self._kept = None
+            self._give_up(f"copying the state at each step takes {seconds * 1e3:.1f} ms")
+
+    def _give_up(self, reason: str) -> None:
+        self._keeper.refusal = reason
+        self._say(f"what fails loses the steps since the last snapshot: {reason}")
+
+    # -- on the way out -------------------------------------------------------------------------
+
+    def save(self, step: int, last: Key | None, left: float | None) -> Outcome | None:
+        """Save the last completed step if that is still possible; None where there is nothing to
+        lose. `last`: the newest capture of this rank. `left`: seconds, where there is a limit."""
+        committed = self._committed()
+        if step <= committed or self._saver.failed:
+            return None
+        key = Key(step, False)
+        try:
+            if last is None or last < key:
+                self._vote(key, left)
+            if not self._saver.settle(key, OTHERS_SECONDS):
+                raise NotWhole("not every rank has saved its part of it")
+        except (WalrecoverError, OSError, Unstorable, RuntimeError) as error:
+            return Outcome(step, False, str(error), committed)
+        return Outcome(step, True, "", step)
+
+    def lost(self, step: int, reason: str) -> Outcome:
+        """It is not saved, for a reason of the caller's."""
+        return Outcome(step, False, reason, self._committed())
+
+    def _committed(self) -> int:
+        self._saver.note_commits()
+        return self._saver.committed.step if self._saver.committed else self._base
+
+    def _vote(self, key: Key, left: float | None) -> None:
+        moment = self._moment(key.step)
+        if self._saver.tried == key:
+            raise StorageFailed("its snapshot was refused before")
+        if too_late := self._saver.too_late(left):
+            raise NotWhole(too_late)
+        capture = self._captures.of(key, moment, self._saver.committed_lsn)
+        if not self._saver.save(capture, lone=True):
+            raise StorageFailed("the disk refused it")
+
+    def _moment(self, step: int) -> Moment:
+        """The state of the last boundary. Raises NotWhole."""
+        if self._loops.step_waiting:
+            raise NotWhole("the code behind its run.step() had not come to the loop's next item")
+        kept = self._kept
+        if kept is None or kept.step != step:
+            raise NotWhole(self._keeper.refusal or "no state was kept at its boundary")
+        state = self._keeper.state(self._saver.known)
+        return Moment(state, position_tree(kept.position), counts(kept.position), kept.rng)
+
+
+def _copied(position: Position) -> Position:
+    """A position that does not move with its loaders. Raises TooMuch."""
+    copies = Copies()
+    for n, place in enumerate(position.places):
+        for source in place.sources:
+            if "state" in source:
+                source["state"] = copies.of(source["state"], f"the state of loop {n + 1}'s loader")
+    copies.finish()
+    if copies.referenced:
+        raise TooMuch("the state of a loader holds more bytes")
+    return position
