@@ -98,6 +98,12 @@ if TYPE_CHECKING:
     "twice.",
 )
 @click.option("--no-preflight", is_flag=True, help="Do not look at storage and port beforehand.")
+@click.option(
+    "--adopt",
+    multiple=True,
+    metavar="PATTERN",
+    help="Check and protect the checkpoint files that the script itself writes: 'out/**/*.pt'.",
+)
 @click.argument("cmd", nargs=-1, required=True, type=click.UNPROCESSED, metavar="-- CMD…")
 def command(
     name: str | None,
@@ -114,6 +120,7 @@ def command(
     hang_timeout: str,
     standby: Kind,
     no_preflight: bool,
+    adopt: tuple[str, ...],
     cmd: tuple[str, ...],
 ) -> int:
     from walrecover.supervisor import supervise
@@ -141,6 +148,7 @@ def command(
             notice=stops.notice(preempt_signal),
             on_preempt=on_preempt,
             standby=standby,
+            adopt=adopt,
         )
     except Unusable as error:
         print(f"walrecover: {error}", file=sys.stderr)

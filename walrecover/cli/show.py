@@ -11,6 +11,9 @@ from walrecover.cli.options import as_json, directory, journal_dir, resolve, run
 from walrecover.cli.output import clock, seconds, write_json
 from walrecover.cli.views import flow, run_row
 
+FILES = 5
+"""Of an attempt, and of each kind; --json has all of them."""
+
 
 @click.command(
     "show",
@@ -54,6 +57,7 @@ def _draw(item: dict[str, Any]) -> None:
         _stage("restored", "every object of every rank", stages["restored"])
     if item["last_step"] is not None:
         _stage("trained", f"steps {item['first_step']} to {item['last_step']}")
+    _draw_files(item["files"])
     if item["cause"] or item["evidence"]:
         cause, evidence = item["cause"], item["evidence"]
         _stage("ended", f"{cause}: {evidence}" if evidence else cause, stages["ran"])
@@ -69,6 +73,20 @@ def _of_salvage(salvaged: dict[str, Any]) -> str:
     if salvaged["saved"]:
         return f"step {salvaged['step']}, on the way out"
     return f"step {salvaged['step']}: {salvaged['reason']}; step {salvaged['stands']} stands"
+
+
+def _draw_files(files: dict[str, list[dict[str, Any]]]) -> None:
+    """The script's own checkpoint files: the newest of them, as they came."""
+    for kept in files["adopted"][-FILES:]:
+        number, how = f"version {kept['number']}", kept.get("how", "")
+        _stage("kept", f"{kept['path']}, {number} ({how}; {kept.get('assurance', '')})")
+    for file in files["rejected"][-FILES:]:
+        where = f"; it lies at {file['aside']}" if file.get("aside") else ""
+        _stage("refused", f"{file['path']}: {file['reason']}{where}")
+    for back in files["put_back"][-FILES:]:
+        where = f"; what lay there is {back['aside']}" if back.get("aside") else ""
+        version = f"{back['path']}, version {back['number']}"
+        _stage("put back", f"{version} ({back.get('reason', '')}){where}")
 
 
 def _stage(name: str, text: str, took: float | None = None) -> None:

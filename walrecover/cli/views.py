@@ -5,7 +5,10 @@ Owns the reading of a `RunState` for people; prints nothing.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
+
+import msgspec
 
 from walrecover import entries as model
 from walrecover import events as ev
@@ -15,6 +18,9 @@ from walrecover.processes import identity, is_alive
 from walrecover.state import RunState, StreamRecord
 
 LAST_END = ("cause", "evidence", "decision", "reason")
+
+KEEPERS = ("adopter", "settler")
+"""Who looks after a script's own files: the writers of these streams."""
 
 
 def state_word(state: RunState) -> str:
@@ -92,6 +98,22 @@ def _attempt(state: RunState, entry: AttemptEntry) -> dict[str, Any]:
             "restored": resumed.seconds if resumed else None,
             "ran": exited.seconds if exited and exited.pid else None,
         },
+        "files": _files([records[writer] for writer in KEEPERS if writer in records]),
+    }
+
+
+def _files(records: list[StreamRecord]) -> dict[str, list[dict[str, Any]]]:
+    """The script's own checkpoint files (`--adopt`): the newest word on each path."""
+
+    def plain(found: Iterable[Any]) -> list[dict[str, Any]]:
+        return [msgspec.to_builtins(event) for event in sorted(found, key=lambda event: event.at)]
+
+    adopted = {path: event for record in records for path, event in record.adopted.items()}
+    rejected = {path: event for record in records for path, event in record.rejected.items()}
+    return {
+        "adopted": plain(adopted.values()),
+        "rejected": plain(rejected.values()),
+        "put_back": plain(event for record in records for event in record.put_back),
     }
 
 

@@ -15,6 +15,7 @@ from contextlib import closing
 import msgspec
 
 from walrecover import recovery
+from walrecover.adopt.keeper import Keeper
 from walrecover.causes import Forced, classify
 from walrecover.entries import AttemptEntry
 from walrecover.errors import Fenced, RunBusy, WalrecoverError
@@ -60,6 +61,7 @@ def supervise(
     standby: Kind = "imported",
     notice: int | None = None,
     on_preempt: str | None = None,
+    adopt: Sequence[str] = (),
 ) -> int:
     """Run the command until it is done, asked to stop or given up; return the exit code.
 
@@ -69,8 +71,10 @@ def supervise(
     and what `recovery.begin_attempt` raises. For the main thread of a process without other
     children.
     """
+    keeper = Keeper(adopt, run, forget=resume == "never")
     told = handover.of_run(run, every) | handover.of_stops(grace, notice)
-    found = Command.find(command, os.environ if environ is None else environ).told(told)
+    found = Command.find(command, os.environ if environ is None else environ)
+    found = found.told(told | keeper.told(found.environ))
     become_subreaper()
     with Signals() as signals, closing(Standbys(standby, command, run, signals)) as standbys:
         try:
@@ -83,6 +87,7 @@ def supervise(
                 limits or Limits(),
                 standbys,
                 Stopping(signals, grace, notice),
+                keeper,
             )
             exit_code = supervision.drive(resume)
             standbys.close()
@@ -104,8 +109,10 @@ class _Supervision:
         limits: Limits,
         standbys: Standbys,
         stopping: Stopping,
+        keeper: Keeper,
     ) -> None:
         self._command = command
+        self._keeper = keeper
         self._run = run
         self._policy = policy
         self._signals = signals
@@ -148,6 +155,7 @@ class _Supervision:
         entry = begun.entry
         folder = self._run.meeting(entry.number, entry.nonce)
         with closing(Notes(self._run, begun)) as notes, holding(folder):
+            self._keeper.begin(entry, self._signals)
             self._standbys.begin(entry)
             told = handover.of_attempt(entry, folder, self._command.environ)
             command = self._command.told({**self._history.environment, **told})
@@ -160,6 +168,7 @@ class _Supervision:
                 self._stopping.hear,
             )
             outcome = self._watch.run(command, notes, monitor)
+            self._keeper.settle(entry, self._signals, self._stopping, outcome.ending.code == 0)
             self._note_end(entry, outcome, notes)
             decision = self._note_decision(notes)
         if self._stopping.hurried:
