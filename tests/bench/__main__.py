@@ -11,7 +11,7 @@ import platform
 
 from tests.bench.measure import show
 
-BENCHMARKS = ("journal", "step", "snapshot", "start", "recovery")
+BENCHMARKS = ("journal", "step", "snapshot", "start", "recovery", "restart")
 
 
 def main() -> int:

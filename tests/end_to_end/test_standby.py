@@ -4,9 +4,11 @@ cold one. On real processes that know nothing of torch; with torch: `test_kills.
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import json
 import os
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +19,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PROBE = Path(__file__).parent / "scripts" / "probe.py"
 AHEAD = ["ctypes", "decimal", "multiprocessing.pool", "multiprocessing.spawn", "xml.dom.minidom"]
+PR_CAPBSET_DROP, CAP_SYS_NICE = 24, 23
 LISTS = """
 import sys
 for name in sys.argv[1:]: __import__(name)
@@ -40,8 +43,15 @@ class Told(dict[str, Any]):
     err: str
 
 
+def drop_nice() -> None:
+    """Without CAP_SYS_NICE, which we may have; and without room in RLIMIT_NICE."""
+    ctypes.CDLL(None).prctl(PR_CAPBSET_DROP, CAP_SYS_NICE, 0, 0, 0)
+    resource.setrlimit(resource.RLIMIT_NICE, (0, 0))
+
+
 def drive(folder: Path, command: list[str], **scenario: Any) -> Told:
     path = scenario.pop("path", f"{ROOT}{os.pathsep}{PROBE.parent}")
+    before = drop_nice if scenario.pop("unprivileged", False) else None
     done = subprocess.run(
         [sys.executable, "-m", "tests.support.standby_driver", str(folder),
          json.dumps({"command": command, "names": names_of(*AHEAD), **scenario})],
@@ -49,6 +59,7 @@ def drive(folder: Path, command: list[str], **scenario: Any) -> Told:
         env={**os.environ, "PYTHONPATH": path},
         capture_output=True,
         text=True,
+        preexec_fn=before,
     )  # fmt: skip
     *out, last = done.stdout.splitlines() or [""]
     assert done.returncode == 0, done.stdout + done.stderr
@@ -91,6 +102,34 @@ def test_a_promoted_standby_sees_what_a_cold_start_sees(both: Any, options: list
     # Beside what it was to import, it has what waited, and no trace of how that came to be run.
     assert {"walrecover.promotion", *AHEAD} <= extra
     assert "sitecustomize" not in extra
+
+
+@pytest.mark.parametrize("unprivileged", [False, True])
+def test_it_imports_so_that_it_does_not_disturb_and_comes_back(
+    both: Any, tmp_path: Path, unprivileged: bool
+) -> None:
+    module = tmp_path / "installed" / "politeness.py"
+    module.parent.mkdir()
+    module.write_text(
+        "import os, signal\n"
+        "found = os.sched_getscheduler(0), signal.getitimer(signal.ITIMER_PROF)[1] > 0\n"
+    )
+    script = tmp_path / "asks.py"
+    script.write_text(
+        "import os, signal, politeness\n"
+        "print(*politeness.found, os.sched_getscheduler(0), os.nice(0),"
+        " signal.getitimer(signal.ITIMER_PROF)[1], signal.getsignal(signal.SIGPROF) == 0)\n"
+    )
+    cold, warm = both(
+        [sys.executable, str(script)],
+        names=[*names_of(*AHEAD), "politeness"],
+        path=f"{module.parent}{os.pathsep}{ROOT}",
+        unprivileged=unprivileged,
+    )
+    policy, paced, *rest = warm.out.split()
+    assert (int(policy) == os.SCHED_IDLE) != (paced == "True")
+    assert not (unprivileged and int(policy) == os.SCHED_IDLE)
+    assert rest == cold.out.split()[2:]
 
 
 @pytest.mark.parametrize("how", ["0", "3", "raise", "text", "signal"])
