@@ -41,16 +41,18 @@ SPAN_OF: dict[Phase, Span] = {
 FLOORS: dict[Span, float] = {
     "start-up": 3600.0,
     "first-step": 3600.0,
-    "step": 600.0,
+    "step": 900.0,
     "between": 3600.0,
     "snapshot": 1800.0,
     "shut-down": 3600.0,
 }
 """The least that is ever learned. A false alarm costs more than a late one: a compilation or an
-evaluation that nobody has seen before must fit."""
+evaluation that nobody has seen before must fit, and NCCL's own watchdog, whose 10 minutes end in
+an error that says more, comes first."""
 
 LONGEST = 3.0
-MEDIANS = 10.0
+MEDIANS = 30.0
+"""Of steps only: of a long validation it would be a day."""
 AGAIN = 2.0
 GONE_SECONDS = 120.0
 """A rank's process is gone and the command goes on: so long has its launcher to notice."""
@@ -178,7 +180,7 @@ def limit_of(span: Span, given: Limits, times: Times) -> Limit:
     if known is None:
         return Limit(floor, "floor")
     longest = known.longest if known.count < 3 else known.second
-    learned = max(LONGEST * longest, MEDIANS * known.median)
+    learned = max(LONGEST * longest, MEDIANS * known.median if span == "step" else 0.0)
     return Limit(learned, "learned") if learned > floor else Limit(floor, "floor")
 
 
@@ -220,15 +222,16 @@ class Watch:
         for rank, reading in readings.items():
             before = self._seen.get(rank)
             if reading != before:
-                self._learn(before, reading)
+                self._learn(before, reading, self._stood.get(rank, 0.0) + self._interval)
                 self._seen[rank], self._stood[rank] = reading, 0.0
 
-    def _learn(self, before: Reading | None, now: Reading) -> None:
+    def _learn(self, before: Reading | None, now: Reading, watched: float) -> None:
+        """`watched`: longer than that it cannot have taken, whatever the clocks say."""
         if before is None or SPAN_OF[before.phase] == "start-up":
             if SPAN_OF[now.phase] != "start-up":
                 self._times.add("start-up", max(0.0, now.at - self._began))
             return
-        seconds, steps = now.at - before.at, max(1, now.step - before.step)
+        seconds, steps = min(now.at - before.at, watched), max(1, now.step - before.step)
         if seconds > 0:
             span = SPAN_OF[before.phase]
             self._times.add(span, seconds / steps if span == "step" else seconds)
@@ -386,9 +389,9 @@ def interval(given: Limits) -> float:
     return min(5.0, max(0.05, shortest / 10))
 
 
-def learned(measured: Iterable[PhasesMeasured]) -> Times:
-    """What earlier attempts measured, oldest first."""
+def learned(measured: PhasesMeasured | None) -> Times:
+    """What earlier attempts measured: each of these holds what was measured before it."""
     times = Times()
-    for one in measured:
-        times.inherit(one.phases)
+    if measured is not None:
+        times.inherit(measured.phases)
     return times

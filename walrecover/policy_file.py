@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
+from walrecover import hangs
 from walrecover.causes import CAUSES, Pattern
 from walrecover.errors import BadInput
 from walrecover.policy import Action, Policy, Treatment
@@ -66,6 +67,26 @@ class Environment:
         self.changes = {name: str(value) for name, value in given.items()}
 
 
+class HangTimeout:
+    """As `--hang-timeout` says it, or by phase: `{step: 10m, snapshot: off}`."""
+
+    def __init__(self, given: object) -> None:
+        self.text = (
+            ",".join(f"{k}={_off(v)}" for k, v in given.items())
+            if isinstance(given, dict)
+            else _off(given)
+        )
+        try:
+            self.limits = hangs.parse(self.text)
+        except BadInput as error:
+            raise ValueError(str(error).removeprefix("--hang-timeout ")) from None
+
+
+def _off(given: object) -> str:
+    """YAML reads `off` as a truth value."""
+    return "off" if given is False else str(given)
+
+
 class Retry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What follows an end. What a cause leaves out is taken from `retry_policy`, except for
     `on_errors` and `environment`."""
@@ -108,6 +129,7 @@ class PolicyFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     causes: Causes = Causes()  # type: ignore[valid-type]
     patterns: tuple[OwnPattern, ...] = ()
     logs: tuple[str, ...] = ()
+    hang_timeout: HangTimeout | None = None
 
     def policy(self, max_restarts: int | None = None, initial: float | None = None) -> Policy:
         """The policy in force. What the command line says goes before the file, for all causes."""
@@ -189,6 +211,11 @@ def _schema_of(kind: type) -> dict[str, Any]:
         return {"type": "string", "pattern": f"^{_TIME}$"}
     if kind is Expression:
         return {"type": "string", "format": "regex", "minLength": 1}
+    if kind is HangTimeout:
+        limit = {"type": ["string", "boolean"]}
+        spans = dict.fromkeys(hangs.SPANS, limit)
+        by_phase = {"type": "object", "properties": spans, "additionalProperties": False}
+        return {"anyOf": [limit, by_phase]}
     assert kind is Environment
     return {
         "type": "object",
@@ -197,7 +224,7 @@ def _schema_of(kind: type) -> dict[str, Any]:
     }
 
 
-def written(policy: Policy) -> dict[str, Any]:
+def written(policy: Policy, hang_timeout: HangTimeout | None = None) -> dict[str, Any]:
     """The policy in force as such a file would say it."""
     found: dict[str, Any] = {"retry_policy": _written(policy)}
     if policy.causes:
@@ -209,6 +236,8 @@ def written(policy: Policy) -> dict[str, Any]:
         ]
     if policy.logs:
         found["logs"] = list(policy.logs)
+    if hang_timeout is not None:
+        found["hang_timeout"] = hang_timeout.text
     return found
 
 

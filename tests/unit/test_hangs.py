@@ -92,15 +92,22 @@ def test_one_long_step_alone_is_not_believed() -> None:
 
 
 def test_earlier_attempts_are_learned_from() -> None:
-    earlier = [
-        PhasesMeasured(phases={"snapshot": PhaseTimes(9, 600.0, 660.0, 650.0)}),
-        PhasesMeasured(
-            phases={"snapshot": PhaseTimes(9, 600.0, 700.0, 640.0), "newer": PhaseTimes()}
-        ),
-    ]
-    assert limit_of("snapshot", Limits(), learned(earlier)).seconds == 10 * 600.0
-    earlier.append(PhasesMeasured(phases={"snapshot": PhaseTimes(9, 5.0, 5000.0, 6.0)}))
-    assert limit_of("snapshot", Limits(), learned(earlier)).seconds == 3 * 700.0
+    known = learned(PhasesMeasured(phases={"snapshot": PhaseTimes(9, 600.0, 700.0, 650.0)}))
+    assert limit_of("snapshot", Limits(), known).seconds == 3 * 650.0
+    known.add("snapshot", 5000.0)
+    assert limit_of("snapshot", Limits(), known).seconds == 3 * 700.0
+    again = learned(PhasesMeasured(phases=known.measured()))
+    assert limit_of("snapshot", Limits(), again).seconds == 3 * 700.0
+    assert learned(PhasesMeasured(phases={"of a newer release": PhaseTimes()})).measured() == {}
+
+
+def test_a_multiple_of_the_median_counts_for_steps_only() -> None:
+    known = Times()
+    for _ in range(5):
+        known.add("step", 60.0)
+        known.add("between", 1500.0)
+    assert limit_of("step", Limits(), known).seconds == 30 * 60.0
+    assert limit_of("between", Limits(), known).seconds == 3 * 1500.0
 
 
 # --- what counts as standing still --------------------------------------------------------------
@@ -124,7 +131,8 @@ def test_a_beat_that_moves_stands_nowhere() -> None:
 
 
 def test_steps_between_two_looks_share_the_time_between_their_beats() -> None:
-    _, found = watch([(1.0, Reading(10, "training", 0.5)), (6.0, Reading(30, "training", 5.5))])
+    moves = [(5.0, Reading(10, "training", 4.5)), (10.0, Reading(30, "training", 9.5))]
+    _, found = watch(moves, every=5.0)
     assert found.of("step") == PhaseTimes(1, 0.25, 0.25, 0.0)
 
 
@@ -147,6 +155,13 @@ def test_time_in_which_nobody_watched_does_not_count() -> None:
     still = Reading(5, "training", 0.5)
     watched, _ = watch([(1.0, still), (2.0, still), (10_000.0, still), (10_001.0, still)])
     assert watched.standings()[0].seconds == 1.0 + 2.0 + 1.0
+
+
+def test_nor_does_it_count_as_the_length_of_a_step() -> None:
+    moves = [(1.0, Reading(5, "training", 0.5)), (10_000.0, Reading(6, "training", 9_999.5))]
+    _, found = watch(moves)
+    measured = found.of("step")
+    assert measured is not None and measured.longest <= 3.0
 
 
 def test_before_any_beat_the_command_itself_stands() -> None:
@@ -177,8 +192,8 @@ def test_every_phase_has_its_limit(phase: Phase, span: str) -> None:
 
 def test_a_slow_step_is_not_a_hang() -> None:
     known = times(step=0.2)
-    assert judge([stands(0, "training", 599.0)], rules(known=known)) is None
-    assert judge([stands(0, "training", 601.0)], rules(known=known)) is not None
+    assert judge([stands(0, "training", 899.0)], rules(known=known)) is None
+    assert judge([stands(0, "training", 901.0)], rules(known=known)) is not None
 
 
 def test_who_waits_for_a_long_save_does_not_hang() -> None:
@@ -190,7 +205,7 @@ def test_who_waits_for_a_long_save_does_not_hang() -> None:
 
 def test_a_rank_that_runs_on_and_one_that_ended_excuse_nobody() -> None:
     others = [stands(0, "training", 0.0, step=99), stands(2, "ended", 3.0, step=99)]
-    hang = judge([*others, stands(1, "training", 601.0)], rules())
+    hang = judge([*others, stands(1, "training", 901.0)], rules())
     assert hang is not None and hang.standing.rank == 1
 
 
@@ -210,10 +225,10 @@ def test_a_process_that_is_gone_is_missed_sooner() -> None:
 
 
 def test_the_same_place_gets_twice_the_time_after_a_hang() -> None:
-    last = HangDetected(phase="step", step=50, seconds=601.0, limit=600.0)
-    assert judge([stands(0, "training", 1202.0)], rules(last=last)) is None
-    assert judge([stands(0, "training", 1203.0)], rules(last=last)) is not None
-    assert judge([stands(0, "training", 601.0, step=51)], rules(last=last)) is not None
+    last = HangDetected(phase="step", step=50, seconds=901.0, limit=900.0)
+    assert judge([stands(0, "training", 1802.0)], rules(last=last)) is None
+    assert judge([stands(0, "training", 1803.0)], rules(last=last)) is not None
+    assert judge([stands(0, "training", 901.0, step=51)], rules(last=last)) is not None
     set_to = Limits(step=2.0)
     assert judge([stands(0, "training", 3.0)], rules(set_to, last=last)) is not None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Any
 
 import msgspec
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 
 from walrecover.causes import CAUSES, Pattern
 from walrecover.errors import BadInput
+from walrecover.hangs import Span
 from walrecover.policy import Policy, Treatment
 from walrecover.policy_file import Causes, parse, schema, written
 
@@ -152,7 +154,13 @@ def test_every_cause_has_its_section() -> None:
 def test_the_schema_describes_what_is_read() -> None:
     found: dict[str, Any] = json.loads(msgspec.json.encode(schema()))
     top = found["$defs"]["PolicyFile"]
-    assert set(top["properties"]) == {"retry_policy", "causes", "patterns", "logs"}
+    assert set(top["properties"]) == {
+        "retry_policy",
+        "causes",
+        "patterns",
+        "logs",
+        "hang_timeout",
+    }
     assert top["additionalProperties"] is False
     retry = found["$defs"]["Retry"]["properties"]
     assert set(retry) == set(written(Policy())["retry_policy"])
@@ -160,3 +168,26 @@ def test_the_schema_describes_what_is_read() -> None:
     assert {"enum": ["restart", "rewind", "stop"]} in retry["action"]["anyOf"]
     assert any("pattern" in option for option in retry["backoff_delay"]["anyOf"])
     assert set(found["$defs"]["Causes"]["properties"]) == set(CAUSES)
+
+
+@pytest.mark.parametrize(
+    ("text", "span", "seconds"),
+    [
+        (b"hang_timeout: 10m", "step", 600.0),
+        (b"hang_timeout: off", "step", math.inf),
+        (b"hang_timeout: {step: 30s, snapshot: off}", "step", 30.0),
+        (b"hang_timeout: {step: 30s, snapshot: off}", "snapshot", math.inf),
+        (b"hang_timeout: {first-step: 2h}", "first-step", 7200.0),
+    ],
+)
+def test_how_long_a_rank_may_stand_still(text: bytes, span: Span, seconds: float) -> None:
+    found = parse(text).hang_timeout
+    assert found is not None and found.limits.of(span) == seconds
+    again = msgspec.yaml.encode(written(Policy(), found))
+    assert parse(again).hang_timeout.limits == found.limits  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("text", [b"hang_timeout: 10", b"hang_timeout: {steps: 10m}"])
+def test_a_wrong_hang_timeout_is_named(text: bytes) -> None:
+    with pytest.raises(BadInput, match=r"\$\.hang_timeout"):
+        parse(text)

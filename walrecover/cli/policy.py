@@ -56,7 +56,8 @@ def command(policy: str | None, schema: bool, as_json: bool) -> int:
     if schema:
         _print_json(policy_file.schema())
         return 0
-    written = policy_file.written(load(policy).policy())
+    found = load(policy)
+    written = policy_file.written(found.policy(), found.hang_timeout)
     if as_json:
         write_json(written)
     else:

@@ -82,10 +82,8 @@ if TYPE_CHECKING:
     "--hang-timeout",
     metavar="LIMIT",
     envvar="WALRECOVER_HANG_TIMEOUT",
-    default="auto",
-    show_default=True,
     help="How long a rank may stand still: auto (learned), off, 10m, or by phase: "
-    "step=10m,snapshot=1h.",
+    "step=10m,snapshot=1h [default: as the policy says, else auto].",
 )
 @click.option(
     "--standby",
@@ -117,7 +115,7 @@ def command(
     grace: str,
     preempt_signal: str,
     on_preempt: str | None,
-    hang_timeout: str,
+    hang_timeout: str | None,
     standby: Kind,
     no_preflight: bool,
     adopt: tuple[str, ...],
@@ -128,11 +126,14 @@ def command(
 
     if every is not None:
         pace.parse(every)
-    limits = hangs.parse(hang_timeout)
+    limits = None if hang_timeout is None else hangs.parse(hang_timeout)
     chosen = check_name(name) if name else name_of_command(list(cmd))
     journal = Path(journal_dir).absolute() if journal_dir else None
     run = RunDir(find_root(directory), chosen, journal)
-    treated = load(policy).policy(max_restarts, backoff)
+    found = load(policy)
+    treated = found.policy(max_restarts, backoff)
+    if limits is None and found.hang_timeout is not None:
+        limits = found.hang_timeout.limits
     try:
         if not no_preflight:
             Command.find(cmd, os.environ)  # 126 and 127 come before anything is tried

@@ -33,7 +33,7 @@ def _rules(given: Limits, state: RunState) -> Rules:
     measured = [record.measured for record in supervisors if record.measured]
     return Rules(
         given=given,
-        times=hangs.learned(measured[-1:]),  # each holds what was measured before it
+        times=hangs.learned(measured[-1] if measured else None),
         last=supervisors[-1].hangs[-1] if supervisors and supervisors[-1].hangs else None,
         attaches=any(record.resumed for record in state.records.values()),
     )
