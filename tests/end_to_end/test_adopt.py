@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from pathlib import Path
 
 import pytest
 
 from tests.end_to_end.test_cli import walrecover
-from tests.support.savers import SAVERS, tensors, zipped
+from tests.support.savers import SAVERS, contents_of, whole_after_each
 from walrecover import beats, recovery
 from walrecover.entries import attempts
-from walrecover.events import Event
-from walrecover.journal import Reader, find_streams
 from walrecover.rundir import RunDir
 from walrecover.sequence import Sequence
 
@@ -26,14 +25,6 @@ def root(tmp_path: Path) -> Path:
     return tmp_path / ".walrecover"
 
 
-def events_of(root: Path) -> list[Event]:
-    found = []
-    for stream, path in find_streams(RunDir(root, "run").journal):
-        with Reader(path, stream) as reader:
-            found += [event for _, event in reader.read()]
-    return [event for event in found if event is not None]  # type: ignore[misc]
-
-
 @pytest.mark.parametrize(
     ("saver", "name", "at"),
     [
@@ -44,9 +35,9 @@ def events_of(root: Path) -> list[Event]:
 def test_killed_at_file_events_an_unchanged_script_comes_back_from_the_newest_whole_file(
     root: Path, saver: str, name: str, at: tuple[int, ...]
 ) -> None:
-    contents = tensors if name.endswith(".safetensors") else zipped
-    whole = len(list(SAVERS[saver](root.parent / "probe", contents(2))))
-    events = [n % whole for n in at]
+    contents = contents_of(name)
+    whole = whole_after_each(SAVERS[saver], root.parent / name, contents)
+    events = [n % len(whole) for n in at]
     done = walrecover(
         root, "run", "--name", "run", "--adopt", "out/*.pt", "--adopt", "out/*.safetensors",
         "--backoff", "0", "--max-restarts", "50", "--",
@@ -57,8 +48,7 @@ def test_killed_at_file_events_an_unchanged_script_comes_back_from_the_newest_wh
     # Each attempt writes one version, which is kept, and is killed in the second.
     expected = [0]
     for event in events:
-        is_whole = event >= whole - 2 if saver == "in place" else event == whole - 1
-        expected.append(expected[-1] + 1 + is_whole)
+        expected.append(expected[-1] + 1 + whole[event])
     assert (root.parent / "attempts").read_text().split() == [str(n) for n in expected], done.err
     newest = (root.parent / "out" / name).read_bytes()
     assert newest == contents(expected[-1] + 2)  # the last attempt ended in order
@@ -67,7 +57,24 @@ def test_killed_at_file_events_an_unchanged_script_comes_back_from_the_newest_wh
     assert "put back" in shown.out and "version" in shown.out, shown.out
     story = walrecover(root, "show", "run", "--json").json["attempts"]
     assert all(kept["assurance"] for item in story for kept in item["files"]["adopted"])
+    hows = {kept["how"] for item in story for kept in item["files"]["adopted"]}
+    assert hows <= ({"copy", "reflink"} if saver == "in place" else {"link", "reflink", "copy"})
     assert walrecover(root, "verify", "run").code == 0
+
+
+def test_p7_a_supervisor_killed_with_its_script_in_a_save_puts_the_file_back_when_it_starts_again(
+    root: Path,
+) -> None:
+    command = [
+        "run", "--name", "run", "--adopt", "out/*.pt", "--", sys.executable,
+        str(SCRIPTS / "overwrites.py"), "in place", "model.pt", "2", "-1",
+    ]  # fmt: skip
+    killed = walrecover(root, *command, PYTHONPATH=str(ROOT), WHOM="supervisor")
+    assert killed.code == -signal.SIGKILL
+    done = walrecover(root, *command, PYTHONPATH=str(ROOT))
+    assert done.code == 0, done
+    assert (root.parent / "attempts").read_text().split() == ["0", "1"]
+    assert (root.parent / "out" / "model.pt.torn-1").exists()
 
 
 def test_an_unchanged_script_of_torch_resumes_and_its_steps_are_counted(root: Path) -> None:

@@ -30,11 +30,14 @@ def tensors(version: int, size: int = 3000) -> bytes:
     return save({"w": np.full(size // 8, version, np.float64), "b": np.ones(3)})
 
 
+PIECES = int(os.environ.get("PIECES", "5"))
+
+
 def in_place(path: Path, data: bytes) -> Iterator[int]:
     """As torch.save(…, path) does: the file is emptied, then written. Yields after every event."""
     with open(path, "wb", buffering=0) as file:
         yield 0
-        step = max(1, len(data) // 5)
+        step = -(-len(data) // PIECES)
         for start in range(0, len(data), step):
             file.write(data[start : start + step])
             yield start + step
@@ -66,6 +69,16 @@ SAVERS: dict[str, Saver] = {
     "renamed": renamed,
     "removed first": removed_first,
 }
+
+
+def whole_after_each(saver: Saver, path: Path, contents: Callable[[int], bytes]) -> list[bool]:
+    """Of every event of saving version 2 over version 1: is version 2 whole after it?"""
+    complete(saver(path, contents(1)))
+    return [path.exists() and path.read_bytes() == contents(2) for _ in saver(path, contents(2))]
+
+
+def contents_of(name: str) -> Callable[[int], bytes]:
+    return tensors if name.endswith(".safetensors") else zipped
 
 
 def complete(events: Iterator[int]) -> None:

@@ -2,6 +2,7 @@
 
 `patterns` says which files, `wholeness` whether one is whole, `store` keeps versions and puts them
 back, `settling` looks at all of them while nobody writes, `watching` while somebody does;
-`__main__` is the process that does so, and `keeper` the supervisor's side of it. What to keep and
-what to put back is decided by `walrecover.adoption`. Never imports torch, and unpickles nothing.
+`__main__` is the process that does so, `supervisor.keeper` starts it, and `hook` counts a script's
+steps. What to keep and what to put back is decided by `walrecover.adoption`. Never imports torch,
+and unpickles nothing.
 """

@@ -1,8 +1,8 @@
 """`python -m walrecover.adopt JOB`: looks after the adopted files of one attempt.
 
-Owns this process: its job (JSON, from `keeper`), its priority, its stream of the journal, its end.
-Started before the command, it settles, says "ready" on stdout, and watches until SIGTERM; started
-after it, it only settles. A kill at any moment leaves what the crash table says.
+Owns this process: its job (JSON, from `supervisor.keeper`), its priority, its stream of the
+journal, its end. Started before the command, it settles, says "ready" on stdout, and watches until
+SIGTERM; started after it, it only settles. A kill at any moment leaves what the crash table says.
 """
 
 from __future__ import annotations

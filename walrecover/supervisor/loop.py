@@ -15,7 +15,6 @@ from contextlib import closing
 import msgspec
 
 from walrecover import recovery
-from walrecover.adopt.keeper import Keeper
 from walrecover.causes import Forced, classify
 from walrecover.entries import AttemptEntry
 from walrecover.errors import Fenced, RunBusy, WalrecoverError
@@ -31,6 +30,7 @@ from walrecover.supervisor.child import Command
 from walrecover.supervisor.evidence import Records, records_of
 from walrecover.supervisor.hanging import Monitor
 from walrecover.supervisor.history import History
+from walrecover.supervisor.keeper import Keeper
 from walrecover.supervisor.notes import Notes, say
 from walrecover.supervisor.preemption import leave
 from walrecover.supervisor.signals import Interrupted, Signals

@@ -25,7 +25,7 @@ from walrecover.supervisor.notes import say
 from walrecover.supervisor.signals import Signals
 from walrecover.supervisor.stopping import Stopping
 
-HOOK = Path(__file__).parent / "hook"
+HOOK = Path(__file__).parents[1] / "adopt" / "hook"
 
 
 class Keeper:
