@@ -24,8 +24,8 @@ def killed_at_every_event(saver: str, name: str, whom: str) -> dict[str, int | b
         whole = whole_after_each(SAVERS[saver], Path(place) / name, contents_of(name))
         line = [
             sys.executable, "-m", "walrecover.cli", "run", "--name", "run",
-            "--adopt", f"out/{name}", "--backoff", "0", "--max-restarts", "100000", "--", sys.executable, str(SCRIPT), saver,
-            name, *map(str, range(len(whole))), "-1",
+            "--adopt", f"out/{name}", "--backoff", "0", "--max-restarts", "100000", "--",
+            sys.executable, str(SCRIPT), saver, name, *map(str, range(len(whole))), "-1",
         ]  # fmt: skip
         environ = {**os.environ, "PYTHONPATH": str(ROOT), "WHOM": whom}
         for _ in range(len(whole) + 1):
