@@ -60,8 +60,8 @@ class Rule(NamedTuple):
 
 # The first one that fits counts. `error`: the whole qualified name of the exception's type or of
 # one of its bases; `text`: somewhere in "Type: message"; `fetched`: the same, of what came out of a
-# loop's iterable; `finite`: the same, where the last scalars were not; `log`: a line of output,
-# asked only where no process said a word.
+# loop's iterable; `finite`: the same, where the last scalars were not; `log`: a line of output.
+# Where no process said a word, lines that end a traceback are asked as exceptions are.
 RULES = (
     Rule("fenced", ERROR, r"(walrecover\.errors\.)?Fenced"),
     Rule("out_of_memory", ERROR, r"(.*\.)?OutOfMemoryError|(.*\.)?_?(Array)?MemoryError"),
@@ -71,7 +71,7 @@ RULES = (
     Rule("storage", TEXT, r"\[Errno (5|27|28|30|122)\]|No space left on device|Read-only file sys"),
     Rule("storage", TEXT, r"Input/output error|Disk quota exceeded|PytorchStreamWriter failed"),
     Rule("data", TEXT, r"DataLoader worker|in pin memory thread"),
-    Rule("communication", ERROR, r"(.*\.)?(Dist\w*|Rendezvous\w*|Connection|BrokenPipe)Error"),
+    Rule("communication", ERROR, r"(.*\.)?(Dist|Rendezvous|Connection|BrokenPipe|Timeout)\w*Error"),
     Rule("communication", TEXT, r"NCCL|[Gg]loo\b|by peer|[Rr]endezvous|TCPStore|FileStore"),
     Rule("communication", TEXT, r"[Ss]ocket [Tt]imeout|Connection (reset|refused|closed)"),
     Rule("communication", TEXT, r"did not come to walrecover\.attach|store of the process group"),
@@ -80,13 +80,13 @@ RULES = (
     Rule("data", FETCHED, r""),
     Rule("numeric", FINITE, r""),
     Rule("code", ERROR, r".*"),
-    Rule("out_of_memory", LOG, r"OutOfMemoryError: |^MemoryError\b|DefaultCPUAllocator: "),
-    Rule("storage", LOG, r"^OSError: \[Errno (5|27|28|30|122)\]"),
-    Rule("data", LOG, r"^RuntimeError: DataLoader worker|^\w+Error: Caught \w+ in DataLoader"),
-    Rule("communication", LOG, r"Dist\w+Error: |Rendezvous\w+Error: |^Connection\w*Error: "),
-    Rule("numeric", LOG, r"^FloatingPointError: "),
     Rule("crash", LOG, r"Signal \d+ \(SIG\w+\) received by PID"),  # torchrun's summary
-    Rule("code", LOG, r"^([A-Za-z_]\w*\.)*\w+(Error|Exception): "),
+)
+
+
+# What Python prints last of an exception, torch with the rank before it.
+_LAST_LINE = re.compile(
+    r"(\[rank\d+\]: )?(?P<kind>([A-Za-z_]\w*\.)*[A-Za-z_]\w*(Error|Exception))(: (?P<message>.*))?"
 )
 
 
@@ -229,10 +229,12 @@ def _by_pattern(evidence: Evidence, patterns: Sequence[Pattern]) -> Verdict | No
 
 def _by_counters(evidence: Evidence, patterns: Sequence[Pattern]) -> Verdict | None:
     memory = evidence.memory
+    if not _reads_as_killed(evidence):
+        return None  # others live in its cgroup too
     if memory.kills:
         limit = f" (limit {size(memory.limit)})" if memory.limit is not None else ""
         text = f"the kernel's OOM killer ended {processes(memory.kills)} in its cgroup{limit}"
-    elif memory.elsewhere and _reads_as_killed(evidence):
+    elif memory.kills is None and memory.elsewhere:
         text = (
             f"the kernel's OOM killer ended {processes(memory.elsewhere)} on this machine "
             "meanwhile (its count is of the whole machine, so this is likely, not certain)"
@@ -253,11 +255,24 @@ def _by_exception(evidence: Evidence, patterns: Sequence[Pattern]) -> Verdict | 
 
 
 def _by_log(evidence: Evidence, patterns: Sequence[Pattern]) -> Verdict | None:
+    """Tracebacks in the output; of several the last, but for the losses of a peer."""
     if _signal_of(evidence) == SIGKILL:
         return None
-    for rule in RULES:
-        for line in reversed(evidence.log) if rule.sign == LOG else ():
-            if re.search(rule.pattern, line):
+    lost: Verdict | None = None
+    for line in reversed(evidence.log):
+        if said := _LAST_LINE.fullmatch(line):
+            event = ExceptionRaised(kind=said["kind"], message=said["message"] or "")
+            verdict = _of_line(_class_of(event, evidence), line, evidence)
+            if verdict.cause != "communication":
+                return verdict._replace(error=text_of(event))
+            lost = lost or verdict._replace(error=text_of(event))
+    return lost or _by_rules(evidence)
+
+
+def _by_rules(evidence: Evidence) -> Verdict | None:
+    for line in reversed(evidence.log):
+        for rule in RULES:
+            if rule.sign == LOG and re.search(rule.pattern, line):
                 return _of_line(rule.cause, line, evidence)
     return None
 
@@ -363,8 +378,13 @@ def _last_line(evidence: Evidence) -> str:
 
 def _reads_as_killed(evidence: Evidence) -> bool:
     """Whether some process of it was killed, as far as its end or its words tell."""
-    said = any("killed by signal: Killed" in raised.event.message for raised in evidence.raised)
-    return _signal_of(evidence) == SIGKILL or said or bool(evidence.silent)
+    if _signal_of(evidence) == SIGKILL:
+        return True
+    events = [raised.event for raised in evidence.raised]
+    if any(re.search(r"signal: Killed|SIGKILL", event.message) for event in events):
+        return True
+    lost = all(_class_of(event, evidence) == "communication" for event in events)
+    return bool(evidence.silent) and evidence.code == 1 and lost
 
 
 def _signal_of(evidence: Evidence) -> int | None:

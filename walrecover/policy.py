@@ -117,8 +117,8 @@ def decide_restart(
     last = history[-1]
     treatment = policy.of(last.cause)
     what = describe(last)
-    refused = _over(last) or _refused(last, treatment) or _permanent(history)
-    refused = refused or _spent(history, treatment)
+    refused = _over(last) or _refused(last, treatment)
+    refused = refused or _permanent(history, treatment) or _spent(history, treatment)
     if refused:
         return Decision("stop", 0.0, f"{what}{refused}")
     since = len(_since_progress(history))
@@ -164,10 +164,13 @@ def _is_listed(last: Ended, on_errors: Sequence[str]) -> bool:
     )
 
 
-def _permanent(history: Sequence[Ended]) -> str:
-    """The same exception at the same step a second time, with no new step in between."""
+def _permanent(history: Sequence[Ended], treatment: Treatment) -> str:
+    """The same exception at the same step a second time, with no new step in between; unless
+    somebody has said, by `on_errors`, that this one is worth another try."""
     last = history[-1]
     if last.steps or last.changed or not last.error or last.cause not in PERMANENT:
+        return ""
+    if treatment.on_errors:  # it is listed there, or it would have been refused
         return ""
     for before in reversed(history[:-1]):
         if (before.fingerprint, before.at) == (last.fingerprint, last.at):

@@ -169,9 +169,26 @@ def test_the_machines_count_alone_is_a_weaker_sign_and_said_to_be() -> None:
     # It says nothing of a command that ended otherwise.
     assert classify(Evidence(code=1, memory=memory)).cause == "code"
     assert classify(Evidence(signal=11, memory=memory)).cause == "crash"
+    # Nor where its own cgroup counts, and counted none: others were killed.
+    others = Memory(kills=0, elsewhere=2)
+    assert classify(Evidence(signal=9, memory=others)).cause == "crash"
 
 
-def test_p_an_unexplained_kill_never_comes_alone() -> None:
+def test_a_kill_in_its_cgroup_is_its_own_only_where_something_of_it_was_killed() -> None:
+    memory = Memory(kills=1)
+    peer = raised("RuntimeError", "Connection closed by peer", rank=0)
+    own = raised("ValueError", "bad", rank=0)
+
+    def cause(**more: Any) -> str:
+        return classify(Evidence(memory=memory, **more)).cause
+
+    assert cause(code=3, infinite="loss is nan", silent=(0,)) == "numeric"
+    assert cause(code=1, raised=(own,), silent=(1,)) == "code"
+    assert cause(code=1, raised=(peer,), silent=(1,)) == "out_of_memory"
+    assert cause(code=1, silent=(0,)) == "out_of_memory"  # torchrun's, of a worker without a word
+
+
+def test_an_unexplained_kill_never_comes_alone() -> None:
     memory = Memory(kills=0, elsewhere=0, peak=1 << 30, total=24 << 30)
     said = classify(Evidence(signal=9, memory=memory, step=31)).sentence
     assert said == (
@@ -221,6 +238,10 @@ def test_the_users_own_patterns_come_before_the_table() -> None:
         ("torch.distributed.DistBackendError: NCCL error", "communication"),
         ("    traceback : Signal 11 (SIGSEGV) received by PID 4", "crash"),
         ("ModuleNotFoundError: No module named 'x'", "code"),
+        ("[rank1]: ValueError: bad", "code"),
+        ("[rank0]: RuntimeError: [pair.cc:534] Connection closed by peer", "communication"),
+        ("TimeoutError: the store", "communication"),
+        ("MemoryError", "out_of_memory"),
     ],
 )
 def test_output_is_asked_where_no_process_said_a_word(line: str, cause: str) -> None:
@@ -229,6 +250,14 @@ def test_output_is_asked_where_no_process_said_a_word(line: str, cause: str) -> 
     assert line.strip() in verdict.sentence
     said = Evidence(code=1, log=(line,), raised=(raised("KeyError", "'x'"),))
     assert classify(said).cause == "code"
+
+
+def test_of_several_tracebacks_in_the_output_the_last_that_lost_no_peer_counts() -> None:
+    log = ("[rank1]: KeyError: 'x'", "", "[rank0]: RuntimeError: Connection closed by peer", "bye")
+    verdict = classify(Evidence(code=1, log=log))
+    assert (verdict.cause, verdict.error) == ("code", "KeyError: 'x'")
+    # A killed process had no say in what its output ends with.
+    assert classify(Evidence(signal=9, log=log)).cause == "crash"
 
 
 def test_the_same_end_has_the_same_fingerprint_whatever_varies_in_its_text() -> None:

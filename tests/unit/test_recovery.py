@@ -446,3 +446,56 @@ def test_a_supervisor_that_somebody_succeeded_is_fenced_even_if_that_one_is_dead
     with pytest.raises(Fenced, match="took the run over"):
         recovery.begin_attempt(run, mine, succeeding=True)
     assert recovery.begin_attempt(run, mine).entry.number == 4
+
+
+# --- rewinding ----------------------------------------------------------------------------------
+
+
+def test_a_rewind_restores_the_one_before_and_says_what_it_left_behind(run: RunDir) -> None:
+    refs = saved(run, 2, 4, 6)
+    begun = begin_attempt(run, holder(), rewind="numeric")
+    assert begun.entry.plan.base == refs[1]
+    (left,) = begun.entry.plan.rejected
+    assert (left.step, left.reason, left.confirmed) == (6, "left behind: numeric", True)
+    assert begun.line.endswith("; step 6 was rejected: left behind: numeric")
+
+
+def test_what_a_rewind_left_behind_never_returns_and_rewinding_again_goes_further(
+    run: RunDir,
+) -> None:
+    refs = saved(run, 2, 4, 6)
+    assert begin(run, rewind="numeric").base == refs[1]
+    assert begin(run).base == refs[1]
+    assert begin(run, rewind="numeric").base == refs[0]
+    assert begin(run).base == refs[0]
+
+
+def test_where_there_is_nothing_older_the_newest_is_restored(run: RunDir) -> None:
+    (ref,) = saved(run, 2)
+    assert begin(run, rewind="numeric") == Plan(base=ref)
+
+
+def test_a_rewind_passes_over_damage(run: RunDir) -> None:
+    refs = saved(run, 2, 4, 6)
+    damage(run, refs[1])
+    plan = begin(run, rewind="numeric")
+    assert plan.base == refs[0]
+    assert [rejected.step for rejected in plan.rejected] == [6, 4]
+
+
+def test_a_rewind_to_nothing_but_damage_keeps_the_newest(run: RunDir) -> None:
+    refs = saved(run, 2, 4)
+    damage(run, refs[0])
+    assert begin(run, rewind="numeric") == Plan(base=refs[1])
+
+
+def test_crashing_in_a_rewind_any_number_of_times_ends_in_the_same_base(
+    run: RunDir,
+) -> None:
+    refs = saved(run, 2, 4, 6)
+    for name in ("recovery.folded", "recovery.verified"):
+        failpoints.arm(f"{name}:raise")
+        with pytest.raises(FailpointReached):
+            begin(run, rewind="numeric")
+        failpoints.arm("")
+    assert begin(run, rewind="numeric").base == refs[1]
