@@ -108,7 +108,7 @@ def theirs(run: RunDir, *, thorough: bool) -> Theirs | None:
 
 def _needed(run: RunDir, thorough: bool) -> Iterator[tuple[Path, str]]:
     for folder in (run.sequence, run.snapshots, run.journal, run.attempts):
-        nearest = next((f for f in (folder, *folder.parents) if f.is_dir()), folder)
+        nearest = next((f for f in (folder, *folder.parents) if os.path.isdir(f)), folder)
         if nearest == run.root or run.root in nearest.parents:
             yield nearest, "write"
     yield from ((path, "read") for path in _files(run.sequence))
@@ -132,14 +132,14 @@ def sharing(run: RunDir) -> Sharing | None:
     mode = stat.S_IMODE(found.st_mode)
     # Where each user has a group of their own, every folder may be written by the group.
     meant = bool(mode & stat.S_ISGID) or bool(mode & stat.S_IWGRP and found.st_gid != found.st_uid)
-    if not run.root.is_dir():
+    if not os.path.isdir(run.root):
         group = _group_name(found.st_gid)
         return Sharing(os.fspath(run.root), 0o700, group, meant, made=False) if meant else None
     group = _group_name(run.root.stat().st_gid)
     for path in _on_the_way(run):
         with contextlib.suppress(OSError):
             mode = stat.S_IMODE(path.stat().st_mode)
-            needed = stat.S_IRGRP | (stat.S_IXGRP if path.is_dir() else 0)
+            needed = stat.S_IRGRP | (stat.S_IXGRP if os.path.isdir(path) else 0)
             if mode & needed != needed:
                 return Sharing(os.fspath(path), mode, group, meant)
     return Sharing("", 0, group, meant)

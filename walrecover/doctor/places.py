@@ -34,7 +34,7 @@ def look(run: RunDir, mounts: Mounts) -> Place:
     inner = [run.sequence, run.snapshots, run.attempts]
     if run.journal_root is None:
         inner.append(run.journal)
-    own = run.path if run.path.is_dir() else run.root
+    own = run.path if os.path.isdir(run.path) else run.root
     return look_at(own, [*folders, *inner], mounts)
 
 
@@ -58,7 +58,7 @@ def with_trial(place: Place, steps: Mapping[str, Outcome], reserve: Outcome | No
 
 def _nearest(path: Path) -> Path:
     """The folder itself, or the nearest one above it."""
-    while not path.is_dir() and path != path.parent:
+    while not os.path.isdir(path) and path != path.parent:
         path = path.parent
     return path
 

@@ -117,7 +117,7 @@ def _options(place: Place) -> Iterator[Finding]:
     if place.mount is None:
         return
     own = place.mount.own_options
-    loose = [o for o in own if o in ("nobarrier", "barrier=0", "volatile")]
+    loose = [o for o in own if o in ("nobarrier", "barrier=0", "volatile", "fsync=volatile")]
     for option in loose:
         yield Finding(
             "unsafe-mount", WARNING, f"{place.mount.point} is mounted with the option {option}"
