@@ -176,19 +176,24 @@ def undisturbed(folder: Path, steps: int) -> subprocess.Popen[str]:
     )  # fmt: skip
 
 
+def files_in_memory() -> set[str]:
+    """Folders there are other tests'."""
+    return {entry.name for entry in os.scandir(SHARED) if entry.is_file()}
+
+
 def left_in_memory(before: set[str]) -> list[str]:
-    """Files in /dev/shm that came and do not go. Folders there are other tests'."""
-    until = time.monotonic() + 10.0
-    while left := {e.name for e in os.scandir(SHARED) if e.is_file()} - before:
-        if time.monotonic() > until:
-            break
-        time.sleep(0.2)
+    """Files in /dev/shm that came and do not go."""
+    until = time.monotonic() + PATIENCE_SECONDS
+    left = files_in_memory() - before
+    while left and time.monotonic() < until:
+        time.sleep(0.1)
+        left &= files_in_memory()
     return sorted(left)
 
 
 def left_running(mark: str) -> list[str]:
     """Processes that carry this in their environment, after a while to end in."""
-    until = time.monotonic() + 10.0
+    until = time.monotonic() + PATIENCE_SECONDS
     while left := [pid for pid in filter(str.isdigit, os.listdir("/proc")) if _has(pid, mark)]:
         if time.monotonic() > until:
             break
@@ -205,7 +210,7 @@ def _has(pid: str, mark: str) -> bool:
 def campaign(kills: int, seed: int, folder: Path, group: Path | None) -> dict[str, Any]:
     """All of it; what came of it. Raises Failed."""
     steps = kills * STEPS_OF_A_KILL
-    before = {entry.name for entry in os.scandir(SHARED) if entry.is_file()}
+    before = files_in_memory()
     run = Run(folder, steps, group)
     try:
         made = torture(run, kills, random.Random(seed))
