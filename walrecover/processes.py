@@ -138,6 +138,11 @@ def watch_supervisor(
     return True
 
 
+def prepare() -> None:
+    """Import now what the end of an attempt needs, so that a restart does not wait for it."""
+    import psutil  # noqa: F401
+
+
 def children() -> set[int]:
     """Our children, zombies included, by the kernel's own list.
 

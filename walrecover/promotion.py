@@ -63,6 +63,11 @@ def stand_by() -> None:
     output.replay()
 
 
+def is_parked() -> bool:
+    """Whether `arrive` will wait."""
+    return bool(_waiting)
+
+
 def arrive() -> None:
     """In `attach`: a parked standby waits here. Ends a standby that passed its hook by."""
     if MARK in os.environ:

@@ -60,6 +60,8 @@ def attach(
     Raises TypeError for an object that cannot be kept; BadInput, RunBusy, Fenced, Mismatch,
     NothingToResume, Corrupt, UnsupportedVersion or StorageFailed.
     """
+    if promotion.is_parked():
+        code.look_ahead()
     promotion.arrive()
     if settings.disabled():
         return DisabledRun(name or "disabled")

@@ -42,15 +42,23 @@ _SECRET_IN_TEXT = (
 )
 
 
+_ahead: list[tuple[tuple[str, str], dict[str, str]]] = []
+
+
+def look_ahead() -> None:
+    """Find out now what takes long: of a parked standby's code, which has been loaded already."""
+    _ahead.append((_git(), _libraries()))
+
+
 def current(world: int) -> Code:
     """The version of what runs in this process."""
-    commit, dirty = _git()
+    (commit, dirty), libraries = _ahead.pop() if _ahead else (_git(), _libraries())
     return Code(
         argv=redacted(sys.argv),
         commit=commit,
         dirty=dirty,
         python=platform.python_version(),
-        libraries={name: v for name in LIBRARIES if (v := _version(name))},
+        libraries=libraries,
         threads=machine.threads(),
         cpu=machine.cpu(),
         world=world,
@@ -105,6 +113,10 @@ def differences(before: Code, now: Code) -> tuple[str, ...]:
                     f"{name} was {old.get(name, 'not set')}, is {new.get(name, 'not set')}"
                 )
     return tuple(found)
+
+
+def _libraries() -> dict[str, str]:
+    return {name: version for name in LIBRARIES if (version := _version(name))}
 
 
 def _version(name: str) -> str:

@@ -23,7 +23,7 @@ from walrecover.entries import AttemptEntry
 from walrecover.errors import WalrecoverError
 from walrecover.events import AttemptBegun, ModulesImported
 from walrecover.journal import Reader
-from walrecover.processes import OnEnd, kill_tree
+from walrecover.processes import OnEnd, kill_tree, prepare
 from walrecover.promotion import MARK, MESSAGE_BYTES
 from walrecover.rundir import RunDir
 from walrecover.supervisor.child import Child, Command, Unusable, start
@@ -186,6 +186,7 @@ class Standbys:
                 ours.close()
                 self._say(str(error))
                 return
+        prepare()
         self._unreaped[child.pid] = child
         self._standby = _Standby(environ, child, ours)
 
