@@ -2,8 +2,9 @@
 
 Owns the file, the signal and the reading of what comes. Nothing is sent to a process that did not
 prepare for it: the signal would end it. faulthandler's handler is C and needs no interpreter
-lock, so that a process stuck in native code with the lock held still answers; one that is stopped
-answers once it is continued, one in an uninterruptible wait does not.
+lock, so that a process stuck in native code with the lock held still answers. One that is stopped
+answers once it is continued, one in an uninterruptible wait by another of its threads (the journal
+has one).
 """
 
 from __future__ import annotations

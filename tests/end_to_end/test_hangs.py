@@ -82,10 +82,13 @@ class Ended(NamedTuple):
         return found
 
 
-def walrecover(root: Path, *arguments: str, **more: Any) -> subprocess.CompletedProcess[str]:
+def walrecover(
+    root: Path, *arguments: str, path: str = os.defpath, **more: Any
+) -> subprocess.CompletedProcess[str]:
+    """By default there is no py-spy to be found."""
     return subprocess.run(
         [sys.executable, "-m", "walrecover.cli", *arguments],
-        env={**os.environ, "WALRECOVER_DIR": str(root)},
+        env={**os.environ, "WALRECOVER_DIR": str(root), "PATH": path},
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
@@ -94,13 +97,13 @@ def walrecover(root: Path, *arguments: str, **more: Any) -> subprocess.Completed
     )
 
 
-def supervise(folder: Path, code: str, *options: str) -> Ended:
+def supervise(folder: Path, code: str, *options: str, **more: Any) -> Ended:
     """Run a script of these lines under `walrecover run`, to its end."""
     script = folder / "train.py"
     script.write_text(textwrap.dedent(RANK) + textwrap.dedent(code))
     root = folder / ".walrecover"
     options = ("--name", "run", "--backoff", "0", "--grace", "1", *options)
-    done = walrecover(root, "run", *options, "--", sys.executable, str(script), cwd=folder)
+    done = walrecover(root, "run", *options, "--", sys.executable, str(script), cwd=folder, **more)
     assert "Traceback" not in done.stderr, done.stderr
     return Ended(done.returncode, done.stderr, RunDir(root, "run"))
 
@@ -199,6 +202,57 @@ def test_native_code_that_holds_the_interpreter_lock_still_shows_its_stack(tmp_p
     (hang,) = ended.events(ev.HangDetected)
     assert "train.py line" in hang.reason
     assert ended.events(ev.WorkerExited)[0].signal == signal.SIGKILL  # TERM it could not hear
+
+
+# posix_spawn waits for its child's exec in the kernel, and the child for somebody to open the FIFO.
+UNINTERRUPTIBLE = """
+    rank = Rank()
+    rank.step()
+    if first_time():
+        os.mkfifo("fifo")
+        actions = [(os.POSIX_SPAWN_OPEN, 0, "fifo", os.O_RDONLY, 0)]
+        os.posix_spawn("/bin/true", ["true"], os.environ, file_actions=actions)
+    rank.end()
+"""
+
+
+def test_an_uninterruptible_rank_answers_by_another_thread(tmp_path: Path) -> None:
+    ended = supervise(tmp_path, UNINTERRUPTIBLE, "--hang-timeout", "step=1s")
+    assert ended.code == 0, ended.said
+    (hang,) = ended.events(ev.HangDetected)
+    assert "its process is uninterruptible" in hang.reason
+    (artefact,) = (ended.run.path / name for name in hang.artefacts if "rank-00000" in name)
+    text = artefact.read_text()
+    lines = (tmp_path / "train.py").read_text().splitlines()
+    (number,) = (n for n, line in enumerate(lines, 1) if "os.posix_spawn(" in line)
+    assert f'train.py", line {number} in <module>' in text
+    assert ": D (disk sleep)" in text
+
+
+DIES_UNSEEN = """
+    rank = Rank()
+    rank.step()
+    if first_time() and os.fork() == 0:
+        os.setsid()
+        other = Rank(1)
+        other.step()
+        supervisor = os.environ["WALRECOVER_SUPERVISOR"].split(":")[0]
+        while "rank-00001.beat" not in open(f"/proc/{supervisor}/maps").read():
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGKILL)
+    elif os.path.exists("again"):
+        rank.end()
+    else:
+        open("again", "w").close()
+        time.sleep(600)
+"""
+
+
+def test_a_rank_whose_process_is_gone_is_named(tmp_path: Path) -> None:
+    ended = supervise(tmp_path, DIES_UNSEEN, "--hang-timeout", "step=2s")
+    assert ended.code == 0, ended.said
+    (hang,) = ended.events(ev.HangDetected)
+    assert hang.reason.startswith("the process of rank 1 is gone since step 1")
 
 
 # --- no false alarm -----------------------------------------------------------------------------

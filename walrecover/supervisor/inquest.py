@@ -14,7 +14,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -70,8 +69,7 @@ class Inquest:
     def _spy(self) -> None:
         """py-spy reads the other process's memory, without its help and without stopping it: what
         hangs does not move."""
-        path = os.pathsep.join([os.path.dirname(sys.executable), os.environ.get("PATH", "")])
-        tool = shutil.which("py-spy", path=path)
+        tool = shutil.which("py-spy")
         if tool is None:
             return
         started = {
