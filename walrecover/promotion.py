@@ -19,6 +19,9 @@ MARK = "WALRECOVER_PROMOTION"
 lines: modules to import, and variables that the script sets."""
 
 BUSY_NAME, WAITING_NAME = b"walrecover-warm", b"walrecover-wait"
+LOWEST = 19
+"""SCHED_IDLE would never get anywhere beside a training that takes all cores."""
+
 WORK_SECONDS, REST_SECONDS = 0.01, 0.03
 MESSAGE_BYTES = 1 << 16
 _ENDED, _NOT_PROMOTED = 0, 1
@@ -27,10 +30,9 @@ Stamp = dict[str, tuple[int, int]]
 
 
 class _Manner(NamedTuple):
-    """How the process was before it stepped back: scheduling, name, readiness to be killed."""
+    """How the process was before it stepped back: priority, name, readiness to be killed."""
 
-    policy: int
-    parameter: os.sched_param
+    nice: int
     name: bytes
     killable: bytes
     paced: bool
@@ -210,21 +212,16 @@ def _read_whole(fd: int) -> Iterator[bytes]:
 
 
 def _step_back(*, pace: bool) -> _Manner:
-    """Work at idle priority where that can be undone; else in small portions, if `pace`.
+    """Work at the lowest priority where that can be undone; else in small portions, if `pace`.
 
     And be the first that the kernel ends when memory runs out.
     """
-    idle = _can_come_back()
-    manner = _Manner(
-        os.sched_getscheduler(0),
-        os.sched_getparam(0),
-        _proc("comm"),
-        _proc("oom_score_adj"),
-        pace and not idle,
-    )
+    nice = os.getpriority(os.PRIO_PROCESS, 0)
+    lowers = _can_come_back(nice)
+    manner = _Manner(nice, _proc("comm"), _proc("oom_score_adj"), pace and not lowers)
     _show(manner._replace(name=BUSY_NAME, killable=b"1000"))
-    if idle:
-        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+    if lowers:
+        os.setpriority(os.PRIO_PROCESS, 0, LOWEST)
     elif pace:
         _pace(WORK_SECONDS)
     return manner
@@ -236,20 +233,19 @@ def _step_forward(manner: _Manner) -> None:
         _pace(0.0)
     for thread in map(int, os.listdir("/proc/self/task")):
         try:
-            if os.sched_getscheduler(thread) == os.SCHED_IDLE:
-                os.sched_setscheduler(thread, manner.policy, manner.parameter)
+            if os.getpriority(os.PRIO_PROCESS, thread) == LOWEST:
+                os.setpriority(os.PRIO_PROCESS, thread, manner.nice)
         except ProcessLookupError:
             continue
 
 
-def _can_come_back() -> bool:
-    """Whether this user may leave SCHED_IDLE again, tried where failing does no harm."""
+def _can_come_back(nice: int) -> bool:
+    """Whether this user may raise the priority again, tried where failing does no harm."""
     pid = os.fork()
     if pid == 0:
         try:
-            policy, parameter = os.sched_getscheduler(0), os.sched_getparam(0)
-            os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
-            os.sched_setscheduler(0, policy, parameter)
+            os.setpriority(os.PRIO_PROCESS, 0, LOWEST)
+            os.setpriority(os.PRIO_PROCESS, 0, nice)
         except BaseException:
             os._exit(1)
         os._exit(0)

@@ -65,7 +65,9 @@ def command(steps: int) -> list[str]:
 class Run:
     """The script under `walrecover run`, with what it prints in a file."""
 
-    def __init__(self, folder: Path, steps: int, group: Path | None) -> None:
+    def __init__(
+        self, folder: Path, steps: int, group: Path | None, standby: str = "imported"
+    ) -> None:
         self.folder, self.run = folder, RunDir(folder / "runs", "kills")
         self.fault, self.slow, self.log = folder / "fault", folder / "slow", folder / "log"
         options = ["--name", "kills", "--dir", str(self.run.root), "--every", "3steps"]
@@ -78,7 +80,7 @@ class Run:
 
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "walrecover.cli", "run", *options, "--standby", "imported",
+                [sys.executable, "-m", "walrecover.cli", "run", *options, "--standby", standby,
                  "--", *command(steps)],
                 cwd=folder, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
                 env={**os.environ, "FAULT": str(self.fault), "PYTHONPATH": PATH, **chunks},
@@ -114,14 +116,14 @@ class Run:
                     yield from (event for _, event in reader.read())
 
 
-def torture(run: Run, kills: int, chance: random.Random) -> list[str]:
-    """Make the kills, one after each restart; what they were."""
+def torture(run: Run, kills: int, chance: random.Random, seconds: float) -> list[str]:
+    """Make the kills, one after each restart, for so long; what they were."""
     watch = Watch(run.run, run.process.pid)
     made: list[str] = []
     struck, furthest = 0, 0
     began = time.monotonic()
     deadline = time.monotonic() + STALL_SECONDS
-    while len(made) < kills:
+    while len(made) < kills and time.monotonic() - began < seconds:
         if run.process.poll() is not None:
             raise Failed(f"the run ended after {len(made)} kills\n{run.tail()}")
         if time.monotonic() > deadline:
@@ -207,13 +209,21 @@ def _has(pid: str, mark: str) -> bool:
     return False
 
 
-def campaign(kills: int, seed: int, folder: Path, group: Path | None) -> dict[str, Any]:
+def campaign(
+    kills: int,
+    seed: int,
+    folder: Path,
+    group: Path | None,
+    *,
+    standby: str = "imported",
+    seconds: float = 24 * 3600.0,
+) -> dict[str, Any]:
     """All of it; what came of it. Raises Failed."""
     steps = kills * STEPS_OF_A_KILL
     before = files_in_memory()
-    run = Run(folder, steps, group)
+    run = Run(folder, steps, group, standby)
     try:
-        made = torture(run, kills, random.Random(seed))
+        made = torture(run, kills, random.Random(seed), seconds)
         calm = undisturbed(folder, steps)
         code = run.process.wait(END_SECONDS)
         said, _ = calm.communicate(timeout=END_SECONDS)
@@ -231,6 +241,7 @@ def campaign(kills: int, seed: int, folder: Path, group: Path | None) -> dict[st
     causes = collections.Counter(e.cause for e in run.events() if isinstance(e, WorkerExited))
     weights = said.split()[-1]
     return {
+        "asked": kills,
         "kills": dict(sorted(collections.Counter(made).items())),
         "attempts": sum(starts.values()),
         "starts": dict(sorted(starts.items())),
@@ -248,11 +259,20 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(1 << 32))
+    parser.add_argument("--minutes", type=float, default=24 * 60, help="for the kills, at most")
+    parser.add_argument("--standby", default="imported", choices=["off", "imported", "parked"])
     args = parser.parse_args()
     print(f"seed {args.seed}", file=sys.stderr)
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as name, limited() as group:
-        counts = campaign(args.kills, args.seed, Path(name), group)
+        counts = campaign(
+            args.kills,
+            args.seed,
+            Path(name),
+            group,
+            standby=args.standby,
+            seconds=60 * args.minutes,
+        )
     report.write("kills", counts, args.seed, began)
     good = counts["identical"] and not counts["left_running"] and not counts["left_in_dev_shm"]
     return 0 if good else 1
