@@ -17,12 +17,50 @@ from tests.bench.measure import Row, as_installed, sample, show, timed
 ROUNDS = 15
 IMPORT_BOUND = 0.040
 MEMORY_BOUND = 40e6
+LOOK_BOUND = 0.030
 
 
 def python(code: str, bytecode: Path) -> list[float]:
     command, environ = [sys.executable, "-c", code], as_installed(bytecode)
     subprocess.run(command, check=True, env=environ)
     return timed(lambda: subprocess.run(command, check=True, env=environ), ROUNDS)
+
+
+SUPERVISING = """
+from pathlib import Path
+from walrecover.cli.preflight import preflight
+from walrecover.cli.run import command
+from walrecover.rundir import RunDir
+from walrecover.supervisor import supervise
+"""
+LOOKING = """
+import tempfile
+with tempfile.TemporaryDirectory() as name:
+    preflight(RunDir(Path(name), "bench"), ("torchrun", "--master-port", "0", "train.py"))
+"""
+NOT_LOOKING = """
+import tempfile
+with tempfile.TemporaryDirectory() as name:
+    pass
+"""
+
+
+def looking() -> Row:
+    """Looking at storage and port before a run, over a process that only could have."""
+    with_it, without = [], []
+    with tempfile.TemporaryDirectory() as name:
+        for _ in range(3):
+            with_it += python(SUPERVISING + LOOKING, Path(name))
+            without += python(SUPERVISING + NOT_LOOKING, Path(name))
+    over = sample(with_it).median - sample(without).median
+    return Row(
+        "a look at storage and port before a run",
+        str(sample(with_it)),
+        str(sample(without)),
+        None,
+        "+ ≤ 30 ms",
+        over <= LOOK_BOUND,
+    )
 
 
 def supervisor_memory() -> float:
@@ -71,6 +109,7 @@ def rows() -> list[Row]:
             "≤ 40 MB",
             memory <= MEMORY_BOUND,
         ),
+        looking(),
     ]
 
 

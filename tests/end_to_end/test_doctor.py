@@ -119,6 +119,18 @@ def test_something_in_the_place_of_a_folder_stops_a_run(
     assert tree(tmp_path) == before
 
 
+def test_journals_in_memory_are_a_warning_and_a_file_in_their_place_a_failure(
+    tmp_path: Path,
+) -> None:
+    root, file = tmp_path / ".walrecover", tmp_path / "file"
+    code, found = doctor(root, "--journal-dir", "/dev/shm/walrecover-test")
+    assert (code, found["volatile"]["level"]) == (0, "warning")
+    file.touch()
+    code, found = doctor(root, "--journal-dir", str(file))
+    assert (code, found["directory"]["level"]) == (1, "failure")
+    assert f"{file} is no folder" in found["directory"]["found"]
+
+
 def test_a_missing_directory_can_be_made(tmp_path: Path) -> None:
     root = tmp_path / "a" / "b" / ".walrecover"
     answer = walrecover(tmp_path / "x", "doctor", "--json", "--dir", str(root))

@@ -262,7 +262,7 @@ def test_what_works_is_no_fault(changes: dict[str, Any]) -> None:
     assert [str(f) for f in examine(facts(**changes)) if f.level != OK] == []
 
 
-STOPPING = {"directory", "read-only", "permission", "write", "full", "inodes", "fsync", "link"}
+STOPPING = {"directory", "read-only", "permission", "write", "full", "inodes", "link"}
 STOPPING |= {"rename", "kernel"}
 
 

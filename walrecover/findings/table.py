@@ -67,7 +67,6 @@ CHECKS = {
     "fsync": Check(
         "nothing that is written there can be made durable, so nothing is ever committed",
         "take a local disk (--dir, --journal-dir)",
-        STOPS,
     ),
     "link": Check(
         "the run's decisions cannot be created if absent, so the run cannot begin",
