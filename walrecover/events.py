@@ -150,6 +150,15 @@ class ConfigurationChanged(_Event, frozen=True):
     differences: tuple[str, ...]
 
 
+class StateRepaired(_Event, frozen=True):
+    """By order of a person, this rank restored these objects as another rank had saved them."""
+
+    step: int
+    names: tuple[str, ...]
+    from_rank: int
+    reason: str
+
+
 class Resumed(_Event, frozen=True):
     """This rank stands at the plan's step, every object restored."""
 
@@ -334,6 +343,7 @@ Event = (
     | RecoveryPlanned
     | PlanFailed
     | ConfigurationChanged
+    | StateRepaired
     | Resumed
     | StopAnnounced
     | RunStopped

@@ -90,6 +90,9 @@ EXAMPLES: dict[str, ev.Event] = {
         seconds=0.5,
     ),
     "PlanFailed": ev.PlanFailed(reason="no such file"),
+    "StateRepaired": ev.StateRepaired(
+        step=1200, names=("optimizer", "model"), from_rank=0, reason="optimizer: 5 steps on rank 0"
+    ),
     "ConfigurationChanged": ev.ConfigurationChanged(differences=("threads: 1, then 2",)),
     "Resumed": ev.Resumed(step=1200),
     "Resumed full": ev.Resumed(step=1200, seconds=0.25),

@@ -18,7 +18,8 @@ import pytest
 from tests.support.attempt import KILL
 from tests.support.forkserver import ROOT, Child, ForkServer
 from tests.support.trial import KILLED, Ended, Trial
-from walrecover import entries
+from walrecover import entries, events
+from walrecover.rehearse.readout import read_events
 from walrecover.rundir import RunDir, list_runs
 from walrecover.sequence import Sequence
 
@@ -34,7 +35,12 @@ class Pair:
         self.ranks = [Trial(server, folder, f"ranks:{script}", env) for _ in range(2)]
         self.attempts = 0
 
-    def start(self, ends: dict[int, End] | None = None, **arguments: Any) -> list[Child]:
+    def start(
+        self,
+        ends: dict[int, End] | None = None,
+        env: dict[str, str] | None = None,
+        **arguments: Any,
+    ) -> list[Child]:
         """Begin an attempt of both; `ends` says how which rank is hit."""
         self.attempts += 1
         store = str(self.folder / f"store-{self.attempts}")
@@ -44,13 +50,18 @@ class Pair:
             end, log = (ends or {}).get(n), f"steps-{n}"
             result = str(self.folder / f"result-{n}")
             given = {"store": store, "rank": n} | arguments
-            children.append(rank.start(end, log=log, result=result, **given))
+            children.append(rank.start(end, env, log=log, result=result, **given))
         return children
 
-    def run(self, ends: dict[int, End] | None = None, **arguments: Any) -> list[Ended]:
+    def run(
+        self,
+        ends: dict[int, End] | None = None,
+        env: dict[str, str] | None = None,
+        **arguments: Any,
+    ) -> list[Ended]:
         """One attempt of both, to its end. As launchers do it, a rank whose peer was killed is told
         to stop."""
-        children = self.start(ends, **arguments)
+        children = self.start(ends, env, **arguments)
         status = {}
         for n in sorted(range(2), key=lambda n: n not in (ends or {})):  # who is hit comes first
             status[n] = children[n].wait()
@@ -132,6 +143,71 @@ def test_a_rank_that_dies_at_the_end_does_not_hold_the_other(pair: Make, undistu
     assert last.commits()[-1].step < steps
     assert [e.status for e in last.run()] == [0, 0]
     assert last.results() == undisturbed.results()
+
+
+def saved(pair: Pair) -> dict[str, bytes]:
+    """Every byte of the run's snapshots."""
+    root = pair.folder / ".walrecover"
+    return {str(path): path.read_bytes() for path in root.rglob("snapshots/*/*")}
+
+
+def repairs(pair: Pair) -> list[events.StateRepaired]:
+    root = pair.folder / ".walrecover"
+    run = RunDir(root, list_runs(root)[0])
+    return [e for _, e in read_events(run, "rank-") if isinstance(e, events.StateRepaired)]
+
+
+def test_step_counts_that_disagree_are_refused_and_repaired_by_order(pair: Make) -> None:
+    skipping = pair("by_hand", WALRECOVER_EVERY="1000steps", WALRECOVER_KEEP="9")
+    stopped = skipping.run({0: (3, "step", TERM)}, skips=2)
+    assert [e.status for e in stopped] == [128 + TERM, 128 + TERM], stopped
+    last = skipping.commits()[-1]
+    counts = f"optimizer: {last.step} steps on rank 0, {last.step - 1} on rank 1"
+
+    before = saved(skipping)
+    refused = skipping.run()
+    assert [e.status for e in refused] == [1, 1], refused
+    for ended in refused:
+        assert counts in ended.output
+        assert "WALRECOVER_TAKE_RANK=0:optimizer,model gives every rank" in ended.output
+    assert saved(skipping) == before
+    assert skipping.commits()[-1] == last
+
+    named = skipping.run(env={"WALRECOVER_TAKE_RANK": "0:scheduler"})
+    assert "names scheduler, which is not attached (model, optimizer)" in named[0].output
+
+    ordered = {"WALRECOVER_TAKE_RANK": "0:optimizer,model"}
+    again = skipping.run({0: (2, "step", TERM)}, env=ordered)
+    assert [e.status for e in again] == [128 + TERM, 128 + TERM], again
+    assert f"repaired: every rank has optimizer, model of rank 0 ({counts})" in again[0].output
+    assert {path: data for path, data in saved(skipping).items() if path in before} == before
+    assert {(e.step, e.names, e.from_rank) for e in repairs(skipping)} == {
+        (last.step, ("optimizer", "model"), 0)
+    }
+    assert [e.reason for e in repairs(skipping)] == [counts, counts]
+
+    ended = skipping.run(env=ordered)  # an order that is left standing repairs nothing twice
+    assert [e.status for e in ended] == [0, 0], ended
+    assert "repaired" not in ended[0].output
+    first, second = skipping.results()
+    assert (first["model"], first["optimizer"]) == (second["model"], second["optimizer"])
+
+
+def test_ranks_of_their_own_counts_go_on_where_it_need_not_all_fit(pair: Make) -> None:
+    own = pair("by_hand", WALRECOVER_EVERY="1000steps")
+    assert own.run({0: (3, "step", TERM)}, skips=2)[0].status == 128 + TERM
+    ended = own.run(strict=False)
+    assert [e.status for e in ended] == [0, 0], ended
+    assert "not restored: step counts that agree: optimizer: " in ended[0].output
+    first, second = own.results()
+    assert first["optimizer"] != second["optimizer"]
+
+
+def test_a_parameter_that_lags_on_one_rank_is_in_order(pair: Make) -> None:
+    lagging = pair("by_hand", WALRECOVER_EVERY="1000steps")
+    assert lagging.run({0: (3, "step", TERM)}, lags=True)[0].status == 128 + TERM
+    ended = lagging.run(lags=True)
+    assert [e.status for e in ended] == [0, 0], ended
 
 
 def test_more_epochs_and_a_finished_run(pair: Make, undisturbed: Pair) -> None:

@@ -126,7 +126,9 @@ def _begin(
     base = entry.plan.base
     if base is not None:
         try:
-            restored = restoring.read(run, base, ranks.rank, ranks.size)
+            restored = restoring.read(
+                run, base, ranks.rank, ranks.size, take=chosen.take, strict=strict
+            )
             _compare(journal, restored, version, chosen, ranks)
             notes = _give_back(restored, attached, strict, run, ranks)
             # What stands between `attach` and the loop to come back to repeats as it was.
@@ -138,8 +140,7 @@ def _begin(
             found = Sequence(run.sequence).read()
             snapshot.require_newest(found, entry.number, entry.nonce)
             raise
-        for note in notes:
-            print(f"walrecover: not restored: {note}", file=sys.stderr)
+        _say_so(journal, restored, notes, ranks)
         failpoint("restore.applied")
     seconds = time.monotonic() - began
     journal.append(ev.Resumed(at=time.time(), step=base.step if base else 0, seconds=seconds))
@@ -181,6 +182,25 @@ def _give_back(
         raise Mismatch(
             f"{error}. All that differs: walrecover diff {there}{run.name}@{restored.step} {now}"
         ) from None
+
+
+def _say_so(journal: Journal, restored: Restored, notes: list[str], ranks: World) -> None:
+    """What is not as it was saved: in the journal, and to whoever looks on."""
+    for note in [*notes, *(restored.notes if ranks.rank == 0 else ())]:
+        print(f"walrecover: not restored: {note}", file=sys.stderr)
+    if restored.repair is None:
+        return
+    rank, names, reason = restored.repair
+    journal.append(
+        ev.StateRepaired(
+            at=time.time(), step=restored.step, names=names, from_rank=rank, reason=reason
+        )
+    )
+    if ranks.rank == 0:
+        print(
+            f"walrecover: repaired: every rank has {', '.join(names)} of rank {rank} ({reason})",
+            file=sys.stderr,
+        )
 
 
 def _open_stream(run: RunDir, entry: AttemptEntry, ranks: World, version: ev.Code) -> Journal:

@@ -10,13 +10,17 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from walrecover import plain, shards, snapshot
+from walrecover import plain, shards, snapshot, stepcounts
 from walrecover.entries import SnapshotRef
 from walrecover.errors import Corrupt, Mismatch
 from walrecover.events import Code
 from walrecover.failpoints import failpoint
+from walrecover.manifest import Manifest
 from walrecover.rundir import RunDir
+from walrecover.session import replicas
 from walrecover.session.loops import Place, Position
+from walrecover.session.replicas import Repair
+from walrecover.stepcounts import Take
 from walrecover.torch_adapter import memory
 from walrecover.torch_adapter.leaves import build_inline, inline
 from walrecover.torch_adapter.objects import Stored
@@ -30,23 +34,93 @@ class Restored(NamedTuple):
     rng: dict[str, Any]
     position: Position
     code: Code | None
+    repair: Repair | None = None
+    notes: tuple[str, ...] = ()
 
 
-def read(run: RunDir, base: SnapshotRef, rank: int, world: int) -> Restored:
-    """This rank's part of a snapshot, each digest checked as it is read."""
+def read(
+    run: RunDir,
+    base: SnapshotRef,
+    rank: int,
+    world: int,
+    *,
+    take: Take | None = None,
+    strict: bool = True,
+) -> Restored:
+    """This rank's part of a snapshot, each digest checked as it is read.
+
+    Where step counts disagree over the ranks: what `take` orders, a Mismatch without an order, a
+    note where not `strict`.
+    """
     manifest = snapshot.load_manifest(run, base)
     if manifest.world != world:
         raise Mismatch(
             f"the snapshot was taken by {manifest.world} ranks, and there are {world} now: start "
             f"as many as before"
         )
+    rest = _rest(run, manifest, rank)
+    try:
+        objects = dict(rest["state"]["objects"])
+        kinds = {name: item["kind"] for name, item in objects.items()}
+    except (KeyError, TypeError, AttributeError) as error:
+        raise Corrupt(f"{_own(manifest, rank)}: no {error} in it") from None
+    found = replicas.disagreement(run, manifest, kinds)
+    repair: Repair | None = None
+    notes: tuple[str, ...] = ()
+    if found and (strict or take is not None):
+        repair = replicas.repair(manifest, found, kinds, take)
+        if repair.rank != rank:
+            other = _rest(run, manifest, repair.rank)["state"]["objects"]
+            objects |= {name: other[name] for name in repair.names}
+    elif found:
+        notes = (f"step counts that agree: {stepcounts.said(found)}; each rank keeps its own",)
+    tensors = _tensors(run, manifest, rank, repair)
+    failpoint("restore.read")
+    try:
+        state = rest["state"]
+        return Restored(
+            base.step,
+            Stored(objects, tensors),
+            plain.from_tree(state["rng"]),
+            position_from(state["position"]),
+            msgspec.convert(state["code"], Code),
+            repair,
+            notes,
+        )
+    except (KeyError, TypeError, msgspec.ValidationError) as error:
+        raise Corrupt(f"{_own(manifest, rank)}: no {error} in it") from None
+
+
+def _own(manifest: Manifest, rank: int) -> str:
+    return f"{manifest.name}/rank-{rank:05d}.msgpack"
+
+
+def _rest(run: RunDir, manifest: Manifest, rank: int) -> Any:
+    """Everything of a rank that is not a tensor."""
     part = manifest.parts[rank]
+    own = _own(manifest, rank)
+    if own not in part.files:
+        raise Corrupt(f"{manifest.name}: the vote of rank {rank} names no {own}")
+    return plain.decode(shards.read_plain(run.snapshots, own, part.files[own]))
+
+
+def _tensors(run: RunDir, manifest: Manifest, rank: int, repair: Repair | None) -> dict[str, Any]:
+    """A rank's tensors, those of repaired objects from the rank that they are taken from."""
+    own = manifest.parts[rank].tensors
+    if repair is not None:
+        theirs = manifest.parts[repair.rank].tensors
+        own = {
+            name: at
+            for source, taken in ((own, False), (theirs, True))
+            for name, at in source.items()
+            if any(replicas.belongs(name, one) for one in repair.names) is taken
+        }
     sizes = manifest.files()
     tensors: dict[str, Any] = {}
     open_shards: dict[str, shards.Shard] = {}
     read_once: dict[tuple[str, str], Any] = {}
     try:
-        for name, at in part.tensors.items():
+        for name, at in own.items():
             if at.file not in open_shards:
                 open_shards[at.file] = shards.Shard(run.snapshots, at.file, sizes[at.file])
             shard = open_shards[at.file]
@@ -59,22 +133,7 @@ def read(run: RunDir, base: SnapshotRef, rank: int, world: int) -> Restored:
     finally:
         for shard in open_shards.values():
             shard.close()
-    own = f"{manifest.name}/rank-{rank:05d}.msgpack"
-    if own not in part.files:
-        raise Corrupt(f"{manifest.name}: the vote of rank {rank} names no {own}")
-    rest = plain.decode(shards.read_plain(run.snapshots, own, part.files[own]))
-    failpoint("restore.read")
-    try:
-        state = rest["state"]
-        return Restored(
-            base.step,
-            Stored(state["objects"], tensors),
-            plain.from_tree(state["rng"]),
-            position_from(state["position"]),
-            msgspec.convert(state["code"], Code),
-        )
-    except (KeyError, TypeError, msgspec.ValidationError) as error:
-        raise Corrupt(f"{own}: no {error} in it") from None
+    return tensors
 
 
 def position_tree(position: Position) -> Any:

@@ -10,10 +10,11 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
-from walrecover import pace, stops
+from walrecover import pace, stepcounts, stops
 from walrecover.errors import BadInput
 from walrecover.pace import Every
 from walrecover.rundir import check_name, default_name, find_root
+from walrecover.stepcounts import Take
 
 RESUME = ("auto", "must", "never")
 
@@ -38,6 +39,7 @@ class Settings(NamedTuple):
     supervisor: Supervisor | None
     grace: float | None
     notice: int | None
+    take: Take | None = None
 
 
 def disabled() -> bool:
@@ -79,6 +81,7 @@ def read(
         supervisor=_supervisor(env.get("WALRECOVER_SUPERVISOR")),
         grace=stops.seconds(grace) if (grace := env.get(stops.GRACE)) else None,
         notice=stops.notice(env.get(stops.PREEMPT_SIGNAL) or stops.NOTICES[0]),
+        take=stepcounts.parse(take) if (take := env.get("WALRECOVER_TAKE_RANK")) else None,
     )
 
 

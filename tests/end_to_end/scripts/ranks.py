@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import StepLR
 from torch.utils.data import DataLoader
@@ -69,6 +70,28 @@ def drifting(store: str, rank: int, world: int = 2) -> None:
                     model.module[0].weight[0, 0] += 1
             run.step(loss=loss)
             dist.barrier()
+
+
+def by_hand(
+    store: str, rank: int, world: int = 2, skips: int = 0, lags: bool = False, strict: bool = True
+) -> None:
+    """Replicas without DDP. The second rank's optimizer passes over step `skips`, as a GradScaler
+    of its own may. `lags`: one parameter of the second rank gets no gradient in the first step."""
+    with group(store, rank, world):
+        seed()
+        model = network()
+        optimizer = torch.optim.AdamW(model.parameters(), lr=0.05)
+        run = walrecover.attach(model=model, optimizer=optimizer, strict=strict)
+        for n, (x, y) in run.enumerate(DataLoader(samples(40), 2)):
+            optimizer.zero_grad()
+            cross_entropy(model(x), y).backward()
+            for parameter in model.parameters():
+                dist.all_reduce(parameter.grad)
+            if lags and rank == 1 and n == 0:
+                model[0].bias.grad = None
+            if not (rank == 1 and n + 1 == skips):
+                optimizer.step()
+            run.step()
 
 
 def late(store: str, rank: int, world: int = 2) -> None:
