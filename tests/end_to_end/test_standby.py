@@ -9,6 +9,7 @@ import functools
 import json
 import os
 import resource
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -183,6 +184,15 @@ def test_one_that_was_killed_is_replaced_by_a_cold_start(spoilt: Any) -> None:
 
 def test_one_that_was_stopped_is_replaced_by_a_cold_start(spoilt: Any) -> None:
     assert "did not answer within" in spoilt(spoil="stop")
+
+
+def test_one_whose_supervisor_is_killed_dies_with_it(tmp_path: Path) -> None:
+    scenario = {"command": [sys.executable, str(PROBE), "0"], "names": [], "spoil": "abandon"}
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.support.standby_driver", str(tmp_path), json.dumps(scenario)],
+        cwd=ROOT,
+    )
+    assert done.returncode == -signal.SIGKILL  # and `no_process_left_behind` looks for the rest
 
 
 def test_another_environment_is_a_cold_start(spoilt: Any) -> None:

@@ -79,6 +79,8 @@ def spoil(what: str, pid: int) -> None:
         os.kill(pid, signal.SIGKILL)
     elif what == "stop":
         os.kill(pid, signal.SIGSTOP)
+    elif what == "abandon":
+        os.kill(os.getpid(), signal.SIGKILL)
     elif what.startswith("touch "):
         os.utime(what.removeprefix("touch "), (1, 1))
 

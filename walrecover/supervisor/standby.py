@@ -38,6 +38,7 @@ LOOK_SECONDS = 0.25
 ANSWER_SECONDS = 5.0
 """For the last look at its files; a standby that was stopped never answers."""
 
+DIED = "it died"
 STARTS = 2
 """In one attempt: a standby that died is replaced once."""
 
@@ -67,7 +68,7 @@ class _Standby:
             if word == "refused":
                 self.refused = rest
             elif not word:
-                self.refused = "it died"
+                self.refused = DIED
             seconds = 0.0
 
     def promote(self, told: Mapping[str, str]) -> bool:
@@ -141,6 +142,8 @@ class Standbys:
         if self._standby is not None:
             self._standby.hear()
             if self._standby.refused:
+                if self._standby.refused != DIED:
+                    self._kind, self._starts_left = "off", 0  # it would say so again
                 self._drop(self._standby)
         elif self._starts_left and self._entry is not None:
             learned = self._learned(self._entry, child)
@@ -198,12 +201,14 @@ class Standbys:
             return None
         try:
             with Reader(self._run.stream(entry.number, entry.nonce, "rank-0")) as reader:
-                for _, event in reader.read(upto=EARLY_EVENTS):
+                for lsn, event in reader.read(upto=EARLY_EVENTS):
                     if isinstance(event, AttemptBegun) and event.pid != child.pid:
                         self._starts_left = 0
                         return None
                     if isinstance(event, ModulesImported):
                         return event
+                    if lsn == EARLY_EVENTS:
+                        self._starts_left = 0
         except (OSError, WalrecoverError):
             pass  # it is being made
         return None
