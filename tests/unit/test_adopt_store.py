@@ -317,6 +317,17 @@ def test_a_file_that_changes_while_it_is_kept_is_not_kept(place: Place) -> None:
     assert place.store.read() == [] and list(place.store.files.iterdir()) == []
 
 
+def test_a_copy_of_two_versions_is_not_kept(place: Place) -> None:
+    """Written over while it was copied: of a format that would not show it."""
+    size = 3 << 20
+    complete(in_place(place.path("model.safetensors"), tensors(1, size)))
+    stamp = Stamp.of(os.lstat(place.path("model.safetensors")))
+    place.store.breathe = lambda: place.path("model.safetensors").write_bytes(tensors(2, size))
+    with pytest.raises(Changed):
+        place.store.adopt("out/model.safetensors", stamp, arrived=False, step=0)
+    assert place.store.read() == []
+
+
 def test_the_kept_bytes_are_what_is_checked(place: Place) -> None:
     place.path().write_bytes(zipped(1)[:-1] + b"x")
     stamp = Stamp.of(os.lstat(place.path()))
