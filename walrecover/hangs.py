@@ -20,9 +20,13 @@ import msgspec
 from walrecover.errors import BadInput
 from walrecover.events import HangDetected, PhasesMeasured, PhaseTimes
 
-Phase = Literal["starting", "restoring", "training", "snapshot", "between", "ended", "first"]
+Phase = Literal[
+    "starting", "restoring", "training", "snapshot", "between", "ended", "first", "counted"
+]
 """What a rank says it is doing. `first`: its first step since it began or resumed. `between`: a
-loop with steps has ended, and no step was made since (validation)."""
+loop with steps has ended, and no step was made since (validation). `counted`: said by nobody, a
+hook counts the steps of a script that never attaches (`--adopt`); what it does in between, and
+whether its end is that of the command, is not known."""
 PHASES: tuple[Phase, ...] = get_args(Phase)
 
 Span = Literal["start-up", "first-step", "step", "between", "snapshot", "shut-down"]
@@ -34,6 +38,7 @@ SPAN_OF: dict[Phase, Span] = {
     "first": "first-step",
     "training": "step",
     "between": "between",
+    "counted": "between",
     "snapshot": "snapshot",
     "ended": "shut-down",
 }
@@ -291,6 +296,8 @@ def _least(one: Standing, rules: Rules) -> float:
 def _allowed(one: Standing, rules: Rules) -> Limit:
     limit = limit_of(one.span, rules.given, rules.times)
     if one.rank is None and rules.given.start_up is None and not rules.attaches:
+        return Limit(math.inf, "unknown")
+    if one.gone and one.phase == "counted":
         return Limit(math.inf, "unknown")
     if one.gone and one.phase != "ended":
         return Limit(min(GONE_SECONDS, limit.seconds), "gone")

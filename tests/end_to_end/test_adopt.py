@@ -11,6 +11,7 @@ import pytest
 
 from tests.end_to_end.test_cli import walrecover
 from tests.support.savers import SAVERS, contents_of, whole_after_each
+from tests.support.stand_in import write_stand_in
 from walrecover import beats, recovery
 from walrecover.entries import attempts
 from walrecover.rundir import RunDir
@@ -96,6 +97,26 @@ def test_an_unchanged_script_of_torch_resumes_and_its_steps_are_counted(root: Pa
     assert done.err.count("without a new step") == 0, done.err
     kept = recovery.fold_run(run).records
     assert any(e.assurance.startswith("torch") for r in kept.values() for e in r.adopted.values())
+
+
+def test_of_a_command_of_several_programs_the_one_that_hangs_is_found(root: Path) -> None:
+    """Over a stand-in for torch. The first ends, and its rank is not missed; the second stands."""
+    write_stand_in(root.parent / "site")
+    steps = "from torch.optim.optimizer import Optimizer as O; o = O(); o.step(); o.step()"
+    first = f'{sys.executable} -c "{steps}"'
+    second = f'{sys.executable} -c "{steps}; import time; time.sleep(3600)"'
+    done = walrecover(
+        root, "run", "--name", "run", "--adopt", "*.pt", "--max-restarts", "0", "--hang-timeout",
+        "between=4s", "--", "sh", "-c", f"{first}; {second}",
+        PYTHONPATH=str(root.parent / "site"),
+    )  # fmt: skip
+    assert done.code != 0
+    assert "rank 0 stands still" in done.err, done.err
+    ended = walrecover(root, "show", "run", "--json").json["attempts"][0]
+    assert ended["cause"] == "hang"
+    run = RunDir(root, "run")
+    (entry,) = attempts(Sequence(run.sequence).read())
+    assert beats.furthest(run.meeting(entry.number, entry.nonce)) == 4
 
 
 @pytest.mark.parametrize("pattern", ["../*.pt", "/etc/*.pt", "outside/*.pt", "."])

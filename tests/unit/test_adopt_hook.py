@@ -12,31 +12,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.stand_in import write_stand_in
 from walrecover import beats
 from walrecover.adopt.job import base_path
 from walrecover.rundir import RunDir
 from walrecover.supervisor.keeper import HOOK
 
-OPTIMIZER = """
-    pre, post = {}, {}
-
-    class Handle:
-        def __init__(self, hooks): self.hooks, self.key = hooks, len(hooks)
-        def remove(self): self.hooks.pop(self.key, None)
-
-    def register_optimizer_step_pre_hook(hook):
-        handle = Handle(pre); pre[handle.key] = hook; return handle
-
-    def register_optimizer_step_post_hook(hook):
-        handle = Handle(post); post[handle.key] = hook; return handle
-
-    class Optimizer:
-        def __init__(self): self.state = {}
-        def step(self):
-            for hook in pre.values(): hook(self, (), {})
-            self.state["made"] = 1
-            for hook in post.values(): hook(self, (), {})
-"""
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
@@ -50,11 +31,7 @@ def meeting(tmp_path: Path) -> Path:
 @pytest.fixture
 def run(tmp_path: Path, meeting: Path) -> Run:
     """A script beside a package that calls itself torch, started as the supervisor starts it."""
-    package = tmp_path / "site" / "torch" / "optim"
-    package.mkdir(parents=True)
-    for name in (package.parent / "__init__.py", package / "__init__.py"):
-        name.write_text("")
-    (package / "optimizer.py").write_text(textwrap.dedent(OPTIMIZER))
+    write_stand_in(tmp_path / "site")
 
     def run(code: str, *flags: str, **environ: str) -> subprocess.CompletedProcess[str]:
         told = {
@@ -81,7 +58,7 @@ def test_every_step_is_in_the_beat_of_its_rank(run: Run, meeting: Path) -> None:
     done = run(STEPS + "for _ in range(7): o.step()\nimport os; print(os.getpid())", RANK="2")
     assert (done.returncode, done.stderr) == (0, "")
     page = beats.Page(beats.beat_path(meeting, 2))
-    assert (page.read().step, page.read().phase, page.pid) == (7, "between", int(done.stdout))
+    assert (page.read().step, page.read().phase, page.pid) == (7, "counted", int(done.stdout))
     page.close()
     assert beats.furthest(meeting) == 7
 

@@ -224,6 +224,14 @@ def test_a_process_that_is_gone_is_missed_sooner() -> None:
     assert judge([stands(0, "ended", GONE_SECONDS + 1, gone=True)], rules()) is None
 
 
+def test_a_script_whose_steps_are_only_counted_is_given_time_and_its_end_is_none_of_ours() -> None:
+    """It may evaluate between two steps; and a command may go on with another program."""
+    floor = FLOORS["between"]
+    assert judge([stands(0, "counted", floor - 1)], rules()) is None
+    assert judge([stands(0, "counted", floor + 1)], rules()) is not None
+    assert judge([stands(0, "counted", 10 * floor, gone=True)], rules()) is None
+
+
 def test_the_same_place_gets_twice_the_time_after_a_hang() -> None:
     last = HangDetected(phase="step", step=50, seconds=901.0, limit=900.0)
     assert judge([stands(0, "training", 1802.0)], rules(last=last)) is None

@@ -101,6 +101,8 @@ class Monitor:
         for rank, path in find_beats(self._meeting).items():
             if rank not in self._pages:
                 self._open(rank, path)
+            elif (page := self._pages[rank]).pid != self._pids.get(rank, (page.pid,))[0]:
+                self._meet(rank, page)  # the next process of a command that has several
 
     def _open(self, rank: int, path: Path) -> None:
         try:
@@ -111,6 +113,9 @@ class Monitor:
             page.close()
             return
         self._pages[rank] = page
+        self._meet(rank, page)
+
+    def _meet(self, rank: int, page: Page) -> None:
         started = started_at(page.pid)
         if started is not None:
             self._pids[rank] = (page.pid, started)

@@ -72,8 +72,7 @@ def _counter(page: Any, step: int) -> Callable[[Any, Any, Any], None]:
     def after(optimizer: Any, args: Any, kwargs: Any) -> None:
         nonlocal step
         step += 1
-        # 4: "between", whose limit is the most generous; what follows may be an evaluation.
-        page[:size] = pack(step, 4, monotonic())
+        page[:size] = pack(step, 7, monotonic())  # 7: "counted"
 
     return after
 
