@@ -160,8 +160,7 @@ def _keep_module(
 
 
 def _keep_group(group: dict[str, Any], path: str, copies: Copies) -> dict[str, Any]:
-    plain_values = group | {"params": None}  # in its place, so that the order stays
-    return dict(copies.of(plain_values, path))
+    return dict(copies.of({key: v for key, v in group.items() if key != "params"}, path))
 
 
 def _is_scaler(value: Any) -> bool:
