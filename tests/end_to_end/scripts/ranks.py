@@ -20,6 +20,7 @@ from torch.utils.data.distributed import DistributedSampler
 import walrecover
 from walrecover.session import attaching
 
+from .failing import Fuse, Fusible
 from .toy import learn, network, samples, seed
 
 
@@ -115,3 +116,24 @@ def refused(store: str, rank: int, world: int = 2) -> None:
 def ungrouped() -> None:
     os.environ["WORLD_SIZE"] = "2"
     walrecover.attach(model=nn.Linear(1, 1))
+
+
+def failing(
+    store: str, rank: int, world: int = 2, who: int = 1, at: int = 0, where: str = "nowhere"
+) -> None:
+    """One rank fails once; the other one waits for it in the backward pass."""
+    with group(store, rank, world):
+        model, optimizer, loader = wrapped(rank, world)
+        fuse = Fuse(at if rank == who else 0, where)
+        model.module.append(Fusible(fuse))
+        own = {"rank": rank, "losses": []}
+        run = walrecover.attach(model=model, optimizer=optimizer, own=own)
+        fuse.making = run.global_step + 1
+        for epoch in run.loop(range(3)):
+            loader.sampler.set_epoch(epoch)
+            for x, y in run.loop(loader):
+                own["losses"].append(x.mean().item())
+                loss = learn(model, optimizer, x, y)
+                fuse.reaches("between")
+                run.step(loss=loss)
+                fuse.making += 1
