@@ -1,4 +1,6 @@
-"""What a step costs the training loop: `run.step()` and the boundary, RNG digests included.
+"""What a step costs the training loop: `run.step()` and the boundary, RNG digests included, and the
+copies that are kept so that a failing step loses none: once of a model without buffers, once of one
+with BatchNorm, a schedule and a dict of metrics beside it.
 
 Beside it, in the same run: an inline synced LMDB commit of an event of the same size.
 """
@@ -10,6 +12,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import lmdb
 import numpy as np
@@ -49,14 +52,25 @@ def training(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> Callab
     return step
 
 
-def measured(folder: Path) -> tuple[list[float], list[float]]:
+def network(norm: bool) -> torch.nn.Sequential:
+    layers = [torch.nn.Linear(128, 256), torch.nn.ReLU(), torch.nn.Linear(256, 10)]
+    if norm:
+        layers[1:1] = [torch.nn.BatchNorm1d(256)]
+    return torch.nn.Sequential(*layers)
+
+
+def beside(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """What many scripts attach besides."""
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, STEPS)
+    return {"scheduler": schedule, "metrics": {"best": 0.5, "recent": [0.25] * 100}}
+
+
+def measured(folder: Path, moving: bool = False) -> tuple[list[float], list[float]]:
     """Seconds inside `run.step` and the loop's own `next`, and seconds of an inline commit.
 
     In turn, each behind a step of training, which leaves neither its code and data in the caches.
     """
-    model = torch.nn.Sequential(
-        torch.nn.Linear(128, 256), torch.nn.ReLU(), torch.nn.Linear(256, 10)
-    )  # fmt: skip
+    model = network(moving)
     optimizer = torch.optim.AdamW(model.parameters())
     np.random.seed(1)
     run = walrecover.attach(
@@ -65,6 +79,7 @@ def measured(folder: Path) -> tuple[list[float], list[float]]:
         every="100000000steps",
         model=model,
         optimizer=optimizer,
+        **(beside(optimizer) if moving else {}),
     )
     train, commit = training(model, optimizer), inline(folder)
     ours: list[float] = []
@@ -87,8 +102,11 @@ def rows() -> list[Row]:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as name:
         ours, peer = (sample(seconds) for seconds in measured(Path(name)))
+    with tempfile.TemporaryDirectory() as name:
+        copying, same = (sample(seconds) for seconds in measured(Path(name), moving=True))
     what = "run.step() and the boundary, NumPy's RNG in use, beside an inline synced commit"
-    return [at_most(what, ours, peer, 0.25)]
+    more = "the same, with BatchNorm, a schedule and metrics to copy at each step"
+    return [at_most(what, ours, peer, 0.25), at_most(more, copying, same, 0.25)]
 
 
 if __name__ == "__main__":

@@ -236,7 +236,7 @@ class Run:
         if key == self._last_key:
             self._salvage.forget()
         else:
-            captured = self._salvage.keep(step, self._times[-1]) or captured
+            captured = self._salvage.keep(step, self._times[-1], captured or rng.capture())
         self._meeting.promise(step + 1)
         return captured
 

@@ -75,22 +75,25 @@ class Salvage:
 
     # -- at a boundary --------------------------------------------------------------------------
 
-    def keep(self, step: int, took: float) -> dict[str, Any] | None:
-        """Keep the state of this boundary; `took` seconds was its step. Returns the random state
-        behind it, or None where nothing was kept."""
+    def keep(self, step: int, took: float, drawn: dict[str, Any]) -> dict[str, Any]:
+        """Keep the state of this boundary; `took` seconds was its step, `drawn` is the random state
+        before. Returns the one behind it: the objects' own code may draw."""
         self._kept = None
         if self._keeper.refusal:
-            return None
-        began = time.perf_counter()
+            return drawn
+        began = time.perf_counter() if self._keeper.asks else 0.0
         try:
             self._keeper.keep()
-            position = _copied(self._loops.position())
+            position, asked = _copied(self._loops.position())
         except TooMuch as error:
             self._give_up(f"{error}, too many to be copied at each step")
-            return None
-        self._kept = Kept(step, position, rng.capture())
-        self._watch(time.perf_counter() - began, took)
-        return self._kept.rng
+            return rng.capture()
+        if asked or self._keeper.asks:
+            drawn = rng.capture()
+        self._kept = Kept(step, position, drawn)
+        if self._keeper.asks:
+            self._watch(time.perf_counter() - began, took)
+        return drawn
 
     def forget(self) -> None:
         """The state of this boundary is saved."""
@@ -155,14 +158,15 @@ class Salvage:
         return Moment(state, position_tree(kept.position), counts(kept.position), kept.rng)
 
 
-def _copied(position: Position) -> Position:
-    """A position that does not move with its loaders. Raises TooMuch."""
-    copies = Copies()
-    for n, place in enumerate(position.places):
-        for source in place.sources:
-            if "state" in source:
-                source["state"] = copies.of(source["state"], f"the state of loop {n + 1}'s loader")
-    copies.finish()
-    if copies.referenced:
-        raise TooMuch("the state of a loader holds more bytes")
-    return position
+def _copied(position: Position) -> tuple[Position, bool]:
+    """A position that does not move with its loaders, and whether one was asked for its state.
+    Raises TooMuch."""
+    states = [source for place in position.places for source in place.sources if "state" in source]
+    if states:
+        copies = Copies()
+        for source in states:
+            source["state"] = copies.of(source["state"], "the state of a loader")
+        copies.finish()
+        if copies.referenced:
+            raise TooMuch("the state of a loader holds more bytes")
+    return position, bool(states)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import ctypes
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -26,6 +26,7 @@ from walrecover.torch_adapter.leaves import leaf_into
 from walrecover.torch_adapter.objects import Attached, State, state_of
 
 SAMPLE_BYTES = 16
+_TORCHS_OWN = (torch.optim.lr_scheduler.LRScheduler, torch.amp.GradScaler)
 _version = operator.attrgetter("_version")
 _address = torch.Tensor.data_ptr
 
@@ -35,12 +36,13 @@ class NotWhole(WalrecoverError):
 
 
 class Keeper:
-    """What is kept of the attached objects. `refusal`: why nothing can be, or ""."""
+    """What is kept of the attached objects. `refusal`: why nothing can be, or "". `asks`: some are
+    asked for their state, by code of their own."""
 
     def __init__(self, attached: Attached) -> None:
         self._attached = attached
         self._modules = {
-            name: list(value.named_modules())
+            name: Moving(value, name)
             for name, value in attached.objects.items()
             if attached.kinds[name] == "module"
         }
@@ -48,7 +50,12 @@ class Keeper:
         self._kept: dict[str, Any] | None = None
         self._copies = Copies()
         self._owned = Owned(attached.optimizers())
+        self._hows = [(n, self._how(n, v, attached.kinds[n])) for n, v in attached.objects.items()]
         self.refusal = _unkeepable(attached)
+        self.asks = any(
+            kind == "stateful" and not isinstance(attached.objects[name], _TORCHS_OWN)
+            for name, kind in attached.kinds.items()
+        ) or any(moving.asks for moving in self._modules.values())
         self._hook = register_optimizer_step_pre_hook(self._note)
 
     def close(self) -> None:
@@ -62,7 +69,7 @@ class Keeper:
             return
         copies = Copies(self._copies)
         try:
-            kept = {n: self._keep(n, value, copies) for n, value in self._attached.objects.items()}
+            kept = {name: how(copies) for name, how in self._hows}
         except TooMuch as error:
             self.refusal = str(error)
             raise
@@ -70,17 +77,15 @@ class Keeper:
         self._copies, self._kept, self._stepped = copies, kept, ""
         self._owned.note()
 
-    def _keep(self, name: str, value: Any, copies: Copies) -> Any:
-        kind = self._attached.kinds[name]
+    def _how(self, name: str, value: Any, kind: str) -> Callable[[Copies], Any]:
+        """What copies an object at a boundary."""
         if kind == "module":
-            return _keep_module(self._modules[name], name, copies)
+            return self._modules[name].keep
         if kind == "optimizer":
-            path = f"{name}.param_groups"
-            return [_keep_group(group, path, copies) for group in value.param_groups]
-        if kind == "stateful" and _is_scaler(value):
-            moving = (value._scale, value._growth_tracker)
-            return [None if tensor is None else copies.tensor(tensor) for tensor in moving]
-        return copies.of(state_of(value, kind), name)
+            return lambda copies: [_keep_group(group, name, copies) for group in value.param_groups]
+        if kind == "stateful" and isinstance(value, torch.amp.GradScaler):
+            return lambda copies: _keep_scaler(value, copies)
+        return lambda copies: copies.of(state_of(value, kind), name)
 
     def state(self, known: Mapping[str, str]) -> State:
         """The state as it was at the last boundary. `known`: the digests of the tensors of the
@@ -94,8 +99,9 @@ class Keeper:
         if self._owned.moved():
             raise NotWhole("parameters were changed by something that is not an optimizer's step")
         owned = set(map(id, self._owned.parameters()))
-        for name, modules in self._modules.items():
-            if [*map(id, self._attached.objects[name].modules())] != [id(m) for _, m in modules]:
+        for name, moving in self._modules.items():
+            now = self._attached.objects[name].modules()
+            if [*map(id, now)] != [*map(id, moving.modules)]:
                 raise NotWhole(f"{name} has other modules")
         tree: dict[str, Any] = {}
         tensors: dict[str, TensorData] = {}
@@ -143,29 +149,47 @@ def _hooked(value: Any, *names: str) -> bool:
 # -- at the boundary ------------------------------------------------------------------------------
 
 
-def _keep_module(
-    modules: Sequence[tuple[str, torch.nn.Module]], name: str, copies: Copies
-) -> dict[str, Any]:
-    """Persistent buffers and extra state, by their keys in the state_dict."""
-    kept: dict[str, Any] = {}
-    for path, module in modules:
-        prefix = f"{path}." if path else ""
-        for key, buffer in module._buffers.items():
-            if buffer is not None and key not in module._non_persistent_buffers_set:
-                kept[prefix + key] = copies.tensor(buffer)
-        if type(module).get_extra_state is not torch.nn.Module.get_extra_state:
-            key = f"{prefix}_extra_state"
-            kept[key] = copies.of(module.get_extra_state(), f"{name}.{key}")
-    return kept
+class Moving:
+    """What a module has besides its parameters: persistent buffers and extra state, by their keys
+    in the state_dict."""
+
+    def __init__(self, module: torch.nn.Module, name: str) -> None:
+        self.modules = list(module.modules())
+        self._name = name
+        self._buffers: list[tuple[str, dict[str, torch.Tensor | None], str]] = []
+        self._extra: list[tuple[str, torch.nn.Module]] = []
+        for path, part in module.named_modules():
+            prefix = f"{path}." if path else ""
+            for key in part._buffers.keys() - part._non_persistent_buffers_set:
+                self._buffers.append((prefix + key, part._buffers, key))
+            if type(part).get_extra_state is not torch.nn.Module.get_extra_state:
+                self._extra.append((f"{prefix}_extra_state", part))
+
+    @property
+    def asks(self) -> bool:
+        return bool(self._extra)
+
+    def keep(self, copies: Copies) -> dict[str, Any]:
+        kept: dict[str, Any] = {}
+        for key, buffers, own in self._buffers:
+            buffer = buffers.get(own)
+            if buffer is not None:
+                kept[key] = copies.tensor(buffer)
+        for key, part in self._extra:
+            kept[key] = copies.of(part.get_extra_state(), self._name)
+        return kept
 
 
-def _keep_group(group: dict[str, Any], path: str, copies: Copies) -> dict[str, Any]:
-    return dict(copies.of({key: v for key, v in group.items() if key != "params"}, path))
+def _keep_group(group: dict[str, Any], name: str, copies: Copies) -> dict[str, Any]:
+    values = group.copy()
+    del values["params"]
+    return dict(copies.of(values, name))
 
 
-def _is_scaler(value: Any) -> bool:
-    """Its `state_dict` waits for the device."""
-    return isinstance(value, torch.amp.GradScaler)
+def _keep_scaler(value: torch.amp.GradScaler, copies: Copies) -> list[torch.Tensor | None]:
+    """Its tensors: its `state_dict` waits for the device."""
+    moving = (value._scale, value._growth_tracker)
+    return [None if tensor is None else copies.tensor(tensor) for tensor in moving]
 
 
 class Owned:
@@ -216,7 +240,7 @@ def _rebuild(value: Any, kind: str, kept: Any, name: str, owned: set[int]) -> An
         return _rebuild_module(value, kept, name, owned)
     if kind == "optimizer":
         return _rebuild_optimizer(value, kept, name)
-    if kind == "stateful" and _is_scaler(value):
+    if kind == "stateful" and isinstance(value, torch.amp.GradScaler):
         return _rebuild_scaler(value, kept)
     return kept
 
