@@ -147,6 +147,52 @@ def test_a_signal_loses_no_step(
     assert set(_executions(trial).values()) == {1}  # nothing was done twice
 
 
+def test_an_exception_behind_an_exit_code_loses_no_step_either(
+    server: ForkServer, folder: Path, whole: Trial
+) -> None:
+    trial = Trial(server, folder, "failing:hidden", EVERY)
+    assert trial.run(at=11, where="backward").status == 3
+    assert max(commits(trial)) == 10
+    trial.script = whole.script
+    require_the_same_end(trial, whole, env={"WALRECOVER_RUN": run_of(trial).name}, at=0, where="")
+
+
+def test_a_hand_written_update_saves_nothing(server: ForkServer, folder: Path) -> None:
+    trial = Trial(server, folder, "failing:by_hand", EVERY)
+    assert trial.run(at=7).status == 1
+    (event,) = salvaged(trial)
+    assert (event.step, event.saved, event.stands) == (6, False, 4)
+    assert event.reason == "model.0.0.weight is trained and belongs to no attached optimizer"
+    assert max(commits(trial)) == 4
+    undisturbed = Trial(server, folder / "whole", "failing:by_hand", EVERY)
+    assert undisturbed.run(at=0).status == 0
+    require_the_same_end(trial, undisturbed, at=7)
+
+
+def test_a_disk_that_refuses_hides_no_exception(
+    server: ForkServer, folder: Path, whole: Trial
+) -> None:
+    trial = Trial(server, folder, "failing:refused", EVERY)  # those of steps 4 and 8 are whole
+    ended = trial.run(at=11, where="forward")
+    assert ended.status == 1
+    assert "Broken: planted in forward of step 11" in ended.output
+    assert "step 10 is not saved on the way out: the disk refused it" in ended.output
+    assert max(commits(trial)) == 8
+    require_the_same_end(trial, whole, at=11, where="forward")
+
+
+def test_a_stop_with_no_time_left_leaves_the_last_commit(
+    server: ForkServer, folder: Path, whole: Trial
+) -> None:
+    trial = Trial(server, folder, "failing:signalled", EVERY)
+    ended = trial.run(env={"WALRECOVER_GRACE": "0s"}, at=11, number=int(signal.SIGTERM))
+    assert ended.status == 128 + signal.SIGTERM
+    assert "step 11 is not saved on the way out: 0.0 s are left, and the last" in ended.output
+    assert "the last commit, step 8, stands" in ended.output
+    assert max(commits(trial)) == 8
+    require_the_same_end(trial, whole, at=11, number=int(signal.SIGTERM))
+
+
 @settings(max_examples=6)
 @given(
     at=st.integers(1, STEPS),

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import random
 import signal
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,6 +23,7 @@ from torch.optim.lr_scheduler import MultiStepLR
 from torch.utils.data import DataLoader, Dataset
 
 import walrecover
+from walrecover import failpoints
 
 from .toy import accuracy, network, samples, seed
 
@@ -120,3 +122,37 @@ def signalled(at: int, number: int) -> dict[str, Any]:
 
     Fuse.reaches = send  # type: ignore[method-assign, assignment]
     return training(at, "nowhere")
+
+
+def hidden(at: int, where: str) -> None:
+    """The script turns its exception into an exit code, as some launchers do."""
+    try:
+        training(at, where)
+    except Broken:
+        sys.exit(3)
+
+
+def refused(at: int, where: str) -> dict[str, Any]:
+    """The disk refuses the third snapshot."""
+    if not HEALED.exists():
+        failpoints.arm("shards.tensors.written:enospc:3")
+    return training(at, where)
+
+
+def by_hand(at: int) -> dict[str, Any]:
+    """Parameters that no optimizer moves: nothing tells when."""
+    seed()
+    fuse = Fuse(at, "forward")
+    model = nn.Sequential(network(), Fusible(fuse))
+    run = walrecover.attach(model=model)
+    fuse.making = run.global_step + 1
+    for x, y in run.loop([samples()[n : n + 4] for n in range(0, 20, 2)]):
+        loss = cross_entropy(model(x), y)
+        model.zero_grad()
+        loss.backward()
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter -= 0.1 * parameter.grad
+        run.step(loss=loss)
+        fuse.making += 1
+    return {}
