@@ -141,15 +141,14 @@ def compare(a: State, b: State) -> Report:
     ]
     renamed: list[tuple[int, Rename]] = []
     compared = 0
+    said: set[Hashable] = set()
     a, b = _part_of(a, b), _part_of(b, a)
     for rank, (ours, theirs) in enumerate(zip(a.ranks, b.ranks, strict=False)):
         one, other = _comparable(ours, a, b), _comparable(theirs, a, b)
         if a.form_only or b.form_only:
             one, other = _of_form(one, other), _of_form(other, one)
         found = _of_rank(one, other, rank, a.form_only or b.form_only)
-        if rank:
-            found = found._replace(changes=_not_said(found.changes, changes))
-        changes += found.changes
+        changes += [c for c in found.changes if not _is_said(c, one, other, said)]
         renamed += found.renamed
         compared += found.compared
     changes.sort(key=lambda change: list(KINDS).index(change.kind))
@@ -209,10 +208,20 @@ def _of_form(leaves: dict[str, Any], beside: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _not_said(changes: tuple[Change, ...], before: list[Change]) -> tuple[Change, ...]:
-    """What another rank shows alike, replicated tensors above all, is said once."""
-    said = {change._replace(rank=0) for change in before}
-    return tuple(change for change in changes if change._replace(rank=0) not in said)
+def _is_said(
+    change: Change, one: Mapping[str, Any], other: Mapping[str, Any], said: set[Hashable]
+) -> bool:
+    """What an earlier rank shows alike, to the bit (replicated tensors above all), is said once."""
+    contents = _content(one.get(change.path)), _content(other.get(change.other))
+    key = (change._replace(rank=0), contents)
+    if key in said:
+        return True
+    said.add(key)
+    return False
+
+
+def _content(leaf: Any) -> str:
+    return leaf.digest if isinstance(leaf, Tensor) else repr(leaf)
 
 
 def _of_rank(one: dict[str, Any], other: dict[str, Any], rank: int, form: bool) -> Report:

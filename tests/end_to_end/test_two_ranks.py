@@ -193,6 +193,24 @@ def test_step_counts_that_disagree_are_refused_and_repaired_by_order(pair: Make)
     assert (first["model"], first["optimizer"]) == (second["model"], second["optimizer"])
 
 
+def test_the_difference_of_two_ranks_is_said_rank_by_rank(pair: Make) -> None:
+    skipping = pair("by_hand", WALRECOVER_EVERY="4steps", WALRECOVER_KEEP="9")
+    assert [e.status for e in skipping.run(skips=6)] == [0, 0]
+    done = subprocess.run(
+        [sys.executable, "-m", "walrecover.cli", "diff", "@4", "@8", "--json"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        cwd=skipping.folder,
+        timeout=180,
+    )
+    assert done.returncode == 1, done.stderr
+    found = json.loads(done.stdout)["differences"]
+    counts = {(d["rank"], d["a"], d["b"]) for d in found if d["kind"] == "step"}
+    assert counts == {(0, "4.0", "8.0"), (1, "4.0", "7.0")}
+    assert {d["rank"] for d in found if d["kind"] == "tensor"} == {0, 1}
+
+
 def test_ranks_of_their_own_counts_go_on_where_it_need_not_all_fit(pair: Make) -> None:
     own = pair("by_hand", WALRECOVER_EVERY="1000steps")
     assert own.run({0: (3, "step", TERM)}, skips=2)[0].status == 128 + TERM

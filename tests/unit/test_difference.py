@@ -263,6 +263,13 @@ def test_ranks_are_compared_one_by_one_and_what_they_share_is_said_once() -> Non
         ("tensor", 0, "model.blocks.0.bias"),
         ("value", 1, "record.tag"),
     ]
+    d = dict(b)
+    d["model.blocks.0.bias"] = tensor("another", (3,))
+    found = compare(State("a", (a, a), own=True), State("b", (b, d), own=True))
+    assert [(x.kind, x.rank, x.path) for x in found.changes] == [
+        ("tensor", 0, "model.blocks.0.bias"),
+        ("tensor", 1, "model.blocks.0.bias"),
+    ]
     found = compare(State("a", (a, a), own=True), State("b", (a,), own=True))
     assert found.notes == ("A has 2 ranks and B 1: compared are the first 1",)
 

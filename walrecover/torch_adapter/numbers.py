@@ -74,13 +74,20 @@ def _measure(found: dict[str, Any], a: torch.Tensor, b: torch.Tensor) -> None:
         found["max_rel"], float((gap / scale.clamp(min=torch.finfo(torch.float64).tiny)).max())
     )
     if a.dtype.is_floating_point and a.element_size() in _WIDTHS:
-        ulps = int((_ordered(a[finite]) - _ordered(b[finite])).abs().max())
+        ulps = int(_ulps(a[finite], b[finite]).max())
         found["max_ulps"] = max(found["max_ulps"] or 0, ulps)
 
 
+def _ulps(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    """How many representable numbers lie between two floats, in each place."""
+    mine, its = _ordered(one), _ordered(other)
+    roughly = (mine.to(torch.float64) - its.to(torch.float64)).abs()
+    # Exact, but where the subtraction of two 64-bit numbers would overflow.
+    return torch.where(roughly < 2.0**62, (mine - its).abs().to(torch.float64), roughly)
+
+
 def _ordered(flat: torch.Tensor) -> torch.Tensor:
-    """Floats as numbers in whose order neighbours are one apart (exact up to 2^53 of distance)."""
+    """Floats as whole numbers in whose order neighbours are one apart."""
     width = _WIDTHS[flat.element_size()]
     raw = flat.view(width).to(torch.int64)
-    mirrored = torch.where(raw < 0, torch.iinfo(width).min - raw, raw)
-    return mirrored.to(torch.float64) if width is torch.int64 else mirrored
+    return torch.where(raw < 0, torch.iinfo(width).min - raw, raw)
