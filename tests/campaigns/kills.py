@@ -23,7 +23,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from tests.campaigns import report
 from walrecover.events import WorkerExited, WorkerStarted
@@ -35,17 +35,27 @@ SCRIPT = report.ROOT / "tests" / "end_to_end" / "scripts" / "mortal.py"
 SMALL = ["--layers", "1", "--width", "32", "--batch-size", "4", "--context", "16"]
 HOW = {"SIGKILL": 0.3, "SIGSTOP": 0.1, "memory": 0.2, "exception": 0.2, "SIGTERM": 0.2}
 HANGS = "first-step=60s,step=6s,between=30s,snapshot=30s"
-WARM = 0.6
-"""How often a kill waits for the standby, if that comes within PATIENCE_SECONDS."""
-
 PATIENCE_SECONDS = 10.0
 STALL_SECONDS = 300.0
 END_SECONDS = 3600.0
-STEPS_OF_A_KILL, STEPS_OF_AN_EPOCH = 30, 40
+STEPS_OF_AN_EPOCH = 40
 MEMORY = Path("/sys/fs/cgroup/memory")
 LIMIT_BYTES = 1200 << 20
 SHARED = Path("/dev/shm")
 PATH = str(report.ROOT)
+
+
+class Plan(NamedTuple):
+    """`warm`: how often a kill waits for the standby, if that comes within `patience` seconds;
+    `steps`: for each kill. No more kills are made after `seconds`."""
+
+    kills: int
+    seed: int
+    standby: str = "imported"
+    warm: float = 0.6
+    patience: float = PATIENCE_SECONDS
+    steps: int = 30
+    seconds: float = 24 * 3600.0
 
 
 class Failed(Exception):
@@ -116,14 +126,14 @@ class Run:
                     yield from (event for _, event in reader.read())
 
 
-def torture(run: Run, kills: int, chance: random.Random, seconds: float) -> list[str]:
+def torture(run: Run, plan: Plan) -> list[str]:
     """Make the kills, one after each restart, for so long; what they were."""
-    watch = Watch(run.run, run.process.pid)
+    watch, chance = Watch(run.run, run.process.pid), random.Random(plan.seed)
     made: list[str] = []
     struck, furthest = 0, 0
     began = time.monotonic()
     deadline = time.monotonic() + STALL_SECONDS
-    while len(made) < kills and time.monotonic() - began < seconds:
+    while len(made) < plan.kills and time.monotonic() - began < plan.seconds:
         if run.process.poll() is not None:
             raise Failed(f"the run ended after {len(made)} kills\n{run.tail()}")
         if time.monotonic() > deadline:
@@ -137,7 +147,7 @@ def torture(run: Run, kills: int, chance: random.Random, seconds: float) -> list
             time.sleep(0.005)
             continue
         run.slow.touch()
-        patience = time.monotonic() + (PATIENCE_SECONDS if chance.random() < WARM else 0.0)
+        patience = time.monotonic() + (plan.patience if chance.random() < plan.warm else 0.0)
         while not run.standby_waits() and time.monotonic() < patience and attempt.alive:
             time.sleep(0.02)
         run.slow.unlink()
@@ -209,22 +219,14 @@ def _has(pid: str, mark: str) -> bool:
     return False
 
 
-def campaign(
-    kills: int,
-    seed: int,
-    folder: Path,
-    group: Path | None,
-    *,
-    standby: str = "imported",
-    seconds: float = 24 * 3600.0,
-) -> dict[str, Any]:
+def campaign(plan: Plan, folder: Path, group: Path | None) -> dict[str, Any]:
     """All of it; what came of it. Raises Failed."""
-    steps = kills * STEPS_OF_A_KILL
+    steps = plan.kills * plan.steps
     before = files_in_memory()
-    run = Run(folder, steps, group, standby)
+    calm = undisturbed(folder, steps)
+    run = Run(folder, steps, group, plan.standby)
     try:
-        made = torture(run, kills, random.Random(seed), seconds)
-        calm = undisturbed(folder, steps)
+        made = torture(run, plan)
         code = run.process.wait(END_SECONDS)
         said, _ = calm.communicate(timeout=END_SECONDS)
     finally:
@@ -233,6 +235,8 @@ def campaign(
                 run.process.send_signal(signal.SIGINT)
                 time.sleep(0.5)
             run.process.wait(60)
+        calm.kill()
+        calm.communicate()
     if code:
         raise Failed(f"the run ended with {code}\n{run.tail()}")
     starts = collections.Counter(
@@ -241,7 +245,7 @@ def campaign(
     causes = collections.Counter(e.cause for e in run.events() if isinstance(e, WorkerExited))
     weights = said.split()[-1]
     return {
-        "asked": kills,
+        "asked": plan.kills,
         "kills": dict(sorted(collections.Counter(made).items())),
         "attempts": sum(starts.values()),
         "starts": dict(sorted(starts.items())),
@@ -265,14 +269,8 @@ def main() -> int:
     print(f"seed {args.seed}", file=sys.stderr)
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as name, limited() as group:
-        counts = campaign(
-            args.kills,
-            args.seed,
-            Path(name),
-            group,
-            standby=args.standby,
-            seconds=60 * args.minutes,
-        )
+        plan = Plan(args.kills, args.seed, args.standby, seconds=60 * args.minutes)
+        counts = campaign(plan, Path(name), group)
     report.write("kills", counts, args.seed, began)
     good = counts["identical"] and not counts["left_running"] and not counts["left_in_dev_shm"]
     return 0 if good else 1

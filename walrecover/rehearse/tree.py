@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from walrecover.processes import Seen, descendants, started_at
+from walrecover.promotion import STANDBY_NAMES
 
 PATIENCE_SECONDS = 20.0
 _PF_EXITING = 0x4
@@ -42,11 +43,12 @@ def below(pid: int, ancestor: int) -> Seen | None:
 
 
 def others(supervisor: int, ranks: Collection[int]) -> list[Victim]:
-    """The processes below the supervisor that are no rank's, by pid."""
+    """The processes below the supervisor that are no rank's, by pid. A standby is none: nobody
+    misses it."""
     return [
         Victim(process, _label(process.pid, ranks))
         for process in sorted(descendants(supervisor))
-        if process.pid not in ranks
+        if process.pid not in ranks and _read(process.pid, "comm").strip() not in STANDBY_NAMES
     ]
 
 
