@@ -102,8 +102,20 @@ def supervise(folder: Path, code: str, *options: str, **more: Any) -> Ended:
     script = folder / "train.py"
     script.write_text(textwrap.dedent(RANK) + textwrap.dedent(code))
     root = folder / ".walrecover"
-    options = ("--name", "run", "--backoff", "0", "--grace", "1", *options)
-    done = walrecover(root, "run", *options, "--", sys.executable, str(script), cwd=folder, **more)
+    common = [
+        "--name",
+        "run",
+        "--backoff",
+        "0",
+        "--grace",
+        "1s",
+        "--standby",
+        "off",
+        "--no-preflight",
+    ]
+    done = walrecover(
+        root, "run", *common, *options, "--", sys.executable, str(script), cwd=folder, **more
+    )
     assert "Traceback" not in done.stderr, done.stderr
     return Ended(done.returncode, done.stderr, RunDir(root, "run"))
 
@@ -130,7 +142,8 @@ PAIR = """
         global count
         count += 1
         if count == 4 and rank == 1 and first_time():
-            os.kill(os.getpid(), signal.SIGSTOP)
+            while True:
+                os.kill(os.getpid(), signal.SIGSTOP)
         return learn(*arguments)
     ranks.learn = stopping
     ranks.training(os.path.abspath(store), rank)
@@ -141,7 +154,7 @@ def test_a_stopped_rank_of_two_is_named_and_the_training_goes_on_to_its_end(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
-    ended = supervise(folder, PAIR, "--hang-timeout", "step=3s", "--every", "1steps")
+    ended = supervise(folder, PAIR, "--hang-timeout", "step=6s", "--every", "1steps")
     assert ended.code == 0, ended.said
     first, last = ended.show()["attempts"]
     assert (first["cause"], first["decision"], last["cause"]) == ("hang", "restart", "done")
@@ -149,7 +162,7 @@ def test_a_stopped_rank_of_two_is_named_and_the_training_goes_on_to_its_end(
     assert "its process is stopped by a signal" in first["evidence"]
     assert "rank 0 waited with it" in first["evidence"]
     (hang,) = ended.events(ev.HangDetected)
-    assert (hang.rank, hang.step, hang.phase, hang.limit) == (1, 3, "step", 3.0)
+    assert (hang.rank, hang.step, hang.phase, hang.limit) == (1, 3, "step", 6.0)
     stopped, waiting = ((ended.run.path / name).read_text() for name in hang.artefacts[1::-1])
     assert "(stopped)" in stopped and "in stopping" in stopped
     assert "in learn" in waiting and "torch/nn/parallel/distributed.py" in waiting
@@ -259,11 +272,11 @@ def test_a_rank_whose_process_is_gone_is_named(tmp_path: Path) -> None:
 
 SLOW = """
     rank = Rank()
-    for _ in range(5):
+    for _ in range(4):
         time.sleep(0.8)
         rank.step()
     rank.beat.say("snapshot")
-    time.sleep(4)
+    time.sleep(3.5)
     rank.end()
 """
 
@@ -277,7 +290,7 @@ def test_slow_steps_and_a_long_save_are_no_hang(tmp_path: Path) -> None:
     assert {"start-up", "first-step", "step"} <= set(measured)
 
 
-SILENT = "import time; time.sleep(3); print('done')"
+SILENT = "import time; time.sleep(2); print('done')"
 
 
 def test_a_script_that_never_attaches_is_left_alone_unless_start_up_has_a_limit(
@@ -296,7 +309,7 @@ def test_a_supervisor_that_was_stopped_finds_nobody_hanging(tmp_path: Path) -> N
     code = "rank = Rank()\nrank.step()\nprint('up', flush=True)\ninput()\nrank.step()\nrank.end()\n"
     script.write_text(textwrap.dedent(RANK) + code)
     root = tmp_path / ".walrecover"
-    options = ["--name", "run", "--hang-timeout", "step=4s"]
+    options = ["--name", "run", "--hang-timeout", "step=3s", "--standby", "off"]
     process = subprocess.Popen(
         [
             sys.executable,
@@ -318,7 +331,7 @@ def test_a_supervisor_that_was_stopped_finds_nobody_hanging(tmp_path: Path) -> N
     assert process.stdout.readline() == "up\n"
     process.send_signal(signal.SIGSTOP)
     try:
-        process.wait(5)
+        process.wait(4)
     except subprocess.TimeoutExpired:
         process.send_signal(signal.SIGCONT)
     _, said = process.communicate("\n", timeout=60)
