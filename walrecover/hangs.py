@@ -1,9 +1,10 @@
-"""Hangs: what stands still for too long, by phase, and who holds the others up.
+"""Hangs: what stands still for too long, by phase.
 
-Owns the phases of a rank, how long each may take and the verdict. Pure: `now` and what the ranks
-say are arguments. Progress is a beat that moved (a step, another phase); that a process lives
-says nothing here. A slow step is not a hang: limits are generous, and only time counts in which
-somebody watched, so that a machine or a supervisor that slept finds nobody hanging.
+Owns the phases of a rank, how long each may take and the verdict; whom it names is `blame`'s.
+Pure: `now` and what the ranks say are arguments. Progress is a beat that moved (a step, another
+phase); that a process lives says nothing here. A slow step is not a hang: limits are generous,
+and only time counts in which somebody watched, so that a machine or a supervisor that slept finds
+nobody hanging.
 """
 
 from __future__ import annotations
@@ -275,10 +276,12 @@ def judge(standings: Sequence[Standing], rules: Rules) -> Hang | None:
     A rank that waits for another one, which is still within the limit of a longer span (it writes
     a snapshot, it validates), does not hang. Whoever stood at the same place in the hang that
     ended the attempt before gets twice the time that it had then: if that was a false alarm, the
-    next one is not.
+    next one is not. A process that is gone is missed only where others wait for it: after the
+    training the command may have more to do.
     """
+    waiting = any(not one.gone and one.phase != "ended" for one in standings)
     for one in standings:
-        if one.seconds <= _least(one, rules):
+        if one.seconds <= _least(one, rules) or (one.gone and not waiting):
             continue
         limit = _allowed(one, rules)
         if one.seconds > limit.seconds and not any(_excuses(o, one, rules) for o in standings):
@@ -297,10 +300,9 @@ def _allowed(one: Standing, rules: Rules) -> Limit:
     limit = limit_of(one.span, rules.given, rules.times)
     if one.rank is None and rules.given.start_up is None and not rules.attaches:
         return Limit(math.inf, "unknown")
-    if one.gone and one.phase == "counted":
-        return Limit(math.inf, "unknown")
-    if one.gone and one.phase != "ended":
-        return Limit(min(GONE_SECONDS, limit.seconds), "gone")
+    if one.gone:
+        ended = one.phase in ("ended", "counted")
+        return Limit(math.inf if ended else min(GONE_SECONDS, limit.seconds), "gone")
     last = rules.last
     if last is not None and limit.why != "set" and (last.phase, last.step) == (one.span, one.step):
         return max(limit, Limit(AGAIN * last.seconds, "learned"))
@@ -311,81 +313,6 @@ def _excuses(other: Standing, one: Standing, rules: Rules) -> bool:
     if other.span in (one.span, "step", "shut-down") or other.gone:
         return False
     return other.seconds <= _allowed(other, rules).seconds
-
-
-class Condition(NamedTuple):
-    """What the kernel and the stacks say of a rank's process.
-
-    `state`: as in /proc (R, S, D, T, …; empty where it is gone). `waits`: its main thread stands
-    in a collective or in a backward pass that ends in one. `where`: its innermost frame.
-    """
-
-    state: str = ""
-    waits: bool = False
-    where: str = ""
-
-
-_STUCK = frozenset("TtDZ")
-
-
-def slowest(hang: Hang, conditions: Mapping[int, Condition]) -> Standing:
-    """Whom the others wait for: who lacks most steps; of equals who is gone, stopped or
-    uninterruptible, then who does not stand in a collective, then who said the last word first."""
-
-    def key(one: Standing) -> tuple[int, bool, bool, float]:
-        condition = conditions.get(one.rank or 0, Condition())
-        return (one.step, not (one.gone or condition.state in _STUCK), condition.waits, one.at)
-
-    return min(hang.standings, key=key)
-
-
-_STATES = {"T": "stopped by a signal", "t": "stopped by a debugger", "D": "uninterruptible"}
-
-
-def describe(hang: Hang, conditions: Mapping[int, Condition], times: Times) -> tuple[Standing, str]:
-    """The rank to blame, and the sentence that people read."""
-    one = slowest(hang, conditions)
-    text = f"{_what(one)} ({', '.join(_measures(one, hang, times))})"
-    condition = conditions.get(one.rank or 0, Condition())
-    if condition.state in _STATES:
-        text += f"; its process is {_STATES[condition.state]}"
-    if condition.where:
-        text += f"; it stands in {condition.where}"
-    waiting = [str(o.rank) for o in hang.standings if o.rank != one.rank and o.step == one.step]
-    if waiting:
-        text += f"; rank{'s' * (len(waiting) > 1)} {', '.join(waiting)} waited with it"
-    return one, text
-
-
-def _what(one: Standing) -> str:
-    spent = _time(one.seconds)
-    if one.rank is None:
-        return f"no rank has attached {spent} after the start"
-    if one.gone:
-        return f"the process of rank {one.rank} is gone since step {one.step}, others wait {spent}"
-    if one.span == "step":
-        return f"rank {one.rank} made no step for {spent} after step {one.step}"
-    return f"rank {one.rank} has stood in {one.span} for {spent}, at step {one.step}"
-
-
-def _measures(one: Standing, hang: Hang, times: Times) -> list[str]:
-    limit, measured = hang.limit, times.of(one.span)
-    found = [f"limit of {hang.standing.span} {_time(limit.seconds)}, {_WHY[limit.why]}"]
-    if measured is not None and one.rank is not None:
-        found.append(f"median {one.span} {_time(measured.median)}")
-    return found
-
-
-_WHY = {
-    "set": "as set",
-    "learned": "as learned",
-    "floor": "the least there is",
-    "gone": "for a process that is gone",
-}
-
-
-def _time(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.2g} s"
 
 
 def interval(given: Limits) -> float:

@@ -16,7 +16,7 @@ import re
 import signal
 from pathlib import Path
 
-from walrecover.hangs import Condition
+from walrecover.blame import Condition
 
 SIGNAL = signal.SIGRTMAX - 2
 """Real-time, so that scripts, launchers and debuggers do not have it by accident."""

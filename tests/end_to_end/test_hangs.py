@@ -252,6 +252,7 @@ DIES_UNSEEN = """
         supervisor = os.environ["WALRECOVER_SUPERVISOR"].split(":")[0]
         while "rank-00001.beat" not in open(f"/proc/{supervisor}/maps").read():
             time.sleep(0.01)
+        time.sleep(0.5)  # the look that has mapped it takes its pid, too
         os.kill(os.getpid(), signal.SIGKILL)
     elif os.path.exists("again"):
         rank.end()

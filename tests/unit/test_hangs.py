@@ -6,13 +6,13 @@ import math
 
 import pytest
 
+from walrecover.blame import Condition, describe, slowest
 from walrecover.errors import BadInput
 from walrecover.events import HangDetected, PhasesMeasured, PhaseTimes
 from walrecover.hangs import (
     FLOORS,
     GONE_SECONDS,
     SPANS,
-    Condition,
     Limits,
     Phase,
     Reading,
@@ -20,13 +20,11 @@ from walrecover.hangs import (
     Standing,
     Times,
     Watch,
-    describe,
     interval,
     judge,
     learned,
     limit_of,
     parse,
-    slowest,
 )
 
 
@@ -221,7 +219,14 @@ def test_a_process_that_is_gone_is_missed_sooner() -> None:
     assert judge(left, rules()) is None
     hang = judge([left[0], left[1]._replace(gone=True)], rules())
     assert hang is not None and hang.limit.why == "gone"
-    assert judge([stands(0, "ended", GONE_SECONDS + 1, gone=True)], rules()) is None
+
+
+@pytest.mark.parametrize("phase", ["ended", "between"])
+def test_a_command_that_goes_on_after_its_training_is_left_alone(phase: Phase) -> None:
+    gone = [stands(rank, phase, 9e9, gone=True) for rank in range(2)]
+    assert judge(gone, rules()) is None
+    ended = [stands(0, "ended", 9e9, gone=True), stands(1, "training", 5.0)]
+    assert judge(ended, rules()) is None
 
 
 def test_a_script_whose_steps_are_only_counted_is_given_time_and_its_end_is_none_of_ours() -> None:

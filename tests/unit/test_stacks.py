@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from walrecover.hangs import Condition
+from walrecover.blame import Condition
 from walrecover.stacks import read
 
 FAULTHANDLER = """\

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from walrecover import hangs
+from walrecover import blame, hangs
 from walrecover.beats import Page, find_beats
 from walrecover.causes import Forced
 from walrecover.entries import AttemptEntry
@@ -140,12 +140,13 @@ class Monitor:
 
     def _found(self, hang: Hang) -> Forced:
         """Save what can be known of it, and say it."""
-        say(f"rank {hang.standing.rank} stands still: its stacks are saved, then the command ends")
+        who = "the command" if hang.standing.rank is None else f"rank {hang.standing.rank}"
+        say(f"{who} stands still: its stacks are saved, then the command ends")
         inquest = Inquest(
             self._meeting, {r: pid for r, (pid, _) in self._pids.items()}, self._pause
         )
         inquest.hold()
-        one, reason = hangs.describe(hang, inquest.conditions, self._rules.times)
+        one, reason = blame.describe(hang, inquest.conditions, self._rules.times)
         try:
             files = inquest.write(self._artefacts, reason)
         except OSError as error:

@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from walrecover import stacks
-from walrecover.hangs import Condition
+from walrecover.blame import Condition
 from walrecover.processes import descendants
 
 PATIENCE_SECONDS = 5.0
