@@ -188,8 +188,10 @@ def _spent(history: Sequence[Ended], treatment: Treatment) -> str:
     last = history[-1]
     budget = treatment.max_restarts
     allowed = f"and --max-restarts is {budget} (max_attempts {budget + 1})"
+    if budget == 0:
+        return f", {allowed}"
     if last.steps:
-        return f"; {allowed}" if budget == 0 else ""
+        return ""
     since = _since_progress(history)
     alike = [ended for ended in since if ended.fingerprint == last.fingerprint]
     count = sum(ended.restored == last.restored for ended in alike)

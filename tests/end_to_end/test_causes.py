@@ -55,6 +55,7 @@ DEATHS = {
 @pytest.mark.slow
 def test_each_cause_has_its_class_its_evidence_and_its_decision(tmp_path: Path) -> None:
     """The last two attempts fail at the same step, which ends the run long before its budget."""
+    (tmp_path / "walrecover.yaml").write_text("causes: {numeric: {action: rewind}}")
     words = [*DEATHS, "again", "never"]
     done = walrecover(
         tmp_path,
@@ -67,11 +68,14 @@ def test_each_cause_has_its_class_its_evidence_and_its_decision(tmp_path: Path) 
         assert end["cause"] == cause, told
         assert says in end["evidence"], told
         assert end["fingerprint"].startswith(cause)
-        assert end["decision"] == "restart"
-        assert re.search(r"after \d new steps?: at once$", end["reason"]), end["reason"]
+        assert end["decision"] == ("rewind" if cause == "numeric" else "restart")
+        assert re.search(r"(at once|\(1 in a row\): in 0\.0 s)$", end["reason"]), end["reason"]
         assert f"attempt {end['attempt']} ended: {cause}: {end['evidence']}" in done.stderr
     assert len(attempts) == len(words) - 1, told
-    first, *_, before, last = attempts
+    first, rewound, *_, before, last = attempts
+    assert (rewound["recovery_point"], attempts[2]["recovery_point"]) == (1, 1)
+    (left,) = attempts[2]["rejected"]
+    assert (left["step"], left["reason"]) == (2, "left behind: numeric")
     assert "while fetching the next item" in first["evidence"]
     assert "dying.py:" in before["evidence"]
     assert (last["decision"], last["fingerprint"]) == ("stop", before["fingerprint"])
@@ -178,6 +182,34 @@ def test_a_script_that_never_attached_is_told_by_its_output_and_ends_at_its_conf
     assert [end["cause"] for end in ends] == ["code", "code"]
     assert "ModuleNotFoundError: No module named 'nothing_of_that_name'" in ends[0]["evidence"]
     assert "permanent error, ModuleNotFoundError before the first step" in said
+    shown = walrecover(tmp_path, "show").stdout
+    assert f"→ ended     code: {ends[0]['evidence']}" in shown
+    assert f"→ stop      {ends[1]['reason']}" in shown
+    assert re.search(r"\bended\b.*\bcode\b", walrecover(tmp_path, "status").stdout)
+    logged = walrecover(tmp_path, "log", "--type", "RestartDecided").stdout
+    assert f"reason={ends[1]['reason']}" in logged
+
+
+def test_an_end_that_its_supervisor_did_not_live_to_note_is_told(tmp_path: Path) -> None:
+    line = [sys.executable, "-m", "walrecover.cli", "run", "--"]
+    with subprocess.Popen(
+        [*line, "sh", "-c", "echo up; exec sleep 60"],
+        cwd=tmp_path,
+        env=ENVIRON,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as process:
+        assert process.stdout
+        assert process.stdout.readline() == "up\n"
+        assert story(tmp_path)[0]["cause"] == ""  # it lives
+        process.kill()
+        process.communicate()
+    (end,) = story(tmp_path)
+    assert end["cause"] == "crash"
+    assert end["evidence"] == (
+        f"its supervisor (pid {process.pid}) was ended with it, and nobody saw how"
+    )
 
 
 def test_memory_that_python_cannot_have_is_out_of_memory(tmp_path: Path) -> None:

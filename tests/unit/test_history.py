@@ -100,6 +100,14 @@ def test_who_starts_again_on_purpose_has_a_clean_sheet(run: RunDir, after: str) 
     assert (history.ended, history.environment) == ([], {})
 
 
+def test_what_was_before_a_fresh_start_is_another_try(run: RunDir) -> None:
+    old = supervisor("old", 1)
+    attempt(run, old, crashed(), decided("restart"), steps=9)
+    attempt(run, old, crashed(), decided("restart"), steps=4, resume="never")
+    (ended,) = inherits(run).ended
+    assert (ended.attempt, ended.steps) == (2, 4)
+
+
 def test_the_changed_environment_is_inherited_with_the_budget(run: RunDir) -> None:
     changed = {"MICRO_BATCH": "8"}
     attempt(run, supervisor("old", 1), crashed(), decided("restart", environment=changed))

@@ -156,6 +156,9 @@ def test_the_same_exception_at_the_same_step_twice_is_permanent() -> None:
         pytest.param([raised(1, steps=30), raised(2, at=20)], id="another-step"),
         pytest.param([raised(1, steps=30), raised(2, changed=True)], id="it-ran-changed"),
         pytest.param(
+            [raised(1, steps=30), raised(2, at=36, steps=6), raised(3)], id="it-had-passed-there"
+        ),
+        pytest.param(
             [raised(1, cause="communication"), raised(2, cause="communication")], id="a-lost-peer"
         ),
         pytest.param([raised(1, cause="storage"), raised(2, cause="storage")], id="a-full-disk"),
@@ -221,6 +224,10 @@ def test_on_errors_names_the_exceptions_that_are_tried_again() -> None:
     refused = decide(own, policy=policy)
     assert refused.action == "stop"
     assert "mine.Late is none of on_errors (TimeoutError, ConnectionReset)" in refused.reason
+    # What is listed is worth its whole budget, at the same step too.
+    late = [raised(number, "TimeoutError", cause="code") for number in (1, 2, 3, 4)]
+    assert decide(*late[:3], policy=policy).action == "restart"
+    assert "--max-restarts is 3" in decide(*late, policy=policy).reason
     # What is no exception has its cause's treatment; a cause can be named as well.
     assert decide(crashed(1), policy=policy).action == "restart"
     assert decide(raised(1), policy=Policy(on_errors=("code",))).action == "restart"

@@ -122,7 +122,9 @@ def _unseen(
 ) -> ev.WorkerExited | None:
     """The end of an attempt that its supervisor did not live to note. An attempt that the workers
     of a supervisor began themselves ends with the one before it."""
-    if "supervisor" not in records or is_alive(entry.holder):
+    alive = is_alive(entry.holder)
+    unknown = alive is None and entry == model.newest_attempt(state.entries)  # on another host
+    if "supervisor" not in records or alive or unknown:
         return None
     verdict = unseen(entry.holder, identity())
     return ev.WorkerExited(
