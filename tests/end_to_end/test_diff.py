@@ -30,8 +30,9 @@ if __name__ == "__main__":
     print("what a script prints is not an answer")
     model = build_model(int(sys.argv[1]))
     optimizer = torch.optim.AdamW(model.parameters())
+    from walrecover.session import attach
     try:
-        walrecover.attach(model=model, optimizer=optimizer)
+        (attach if sys.argv[1] == "8" else walrecover.attach)(model=model, optimizer=optimizer)
     finally:
         open("went on", "w")
 """

@@ -181,6 +181,12 @@ def test_names_that_could_be_either_of_two_are_not_paired() -> None:
     assert pair(here, {"w": Sign("f")}) == []
 
 
+def test_a_prefix_is_guessed_only_where_types_and_shapes_meet() -> None:
+    here = {"fc.w": Sign("2×3"), "fc.b": Sign("2")}
+    assert pair(here, {"head.w": Sign("2×4"), "head.b": Sign("4")}) == []
+    assert len(pair(here, {"head.w": Sign("2×3"), "head.b": Sign("2")})) == 2
+
+
 def test_a_single_name_is_paired_by_its_bytes_alone() -> None:
     assert pair({"fc.w": Sign("f", 1)}, {"head.w": Sign("f", 2)}) == []
     (found,) = pair({"fc.w": Sign("f", 1)}, {"head.w": Sign("f", 1)})

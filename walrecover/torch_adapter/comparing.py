@@ -110,8 +110,6 @@ class Server:
         self._channel.answer(self._objects(side, _as_objects(_made(where, name))))
 
     def _follow(self, side: str, where: str, arguments: list[str]) -> NoReturn:
-        import walrecover
-
         def attach(**given: Any) -> NoReturn:
             options = ("name", "dir", "every", "resume", "strict")
             objects = {key: value for key, value in given.items() if key not in options}
@@ -122,7 +120,7 @@ class Server:
             self.serve()
             os._exit(0)  # nothing of the script happens after this, its handlers included
 
-        walrecover.attach = attach
+        _put_in_place_of_attach(attach)
         sys.argv = [where, *arguments]
         sys.path.insert(0, str(Path(where).absolute().parent))
         _guarded(where, lambda: runpy.run_path(where, run_name="__main__"))
@@ -204,12 +202,11 @@ def _number(name: str, data: Any) -> float | int | None:
 
 def _made(where: str, name: str) -> Any:
     """The object of that name, built if it is a function."""
-    import walrecover
 
     def attach(**given: Any) -> NoReturn:
         raise BadInput(f"{where} calls walrecover.attach() as it is imported: give {where} alone")
 
-    walrecover.attach = attach
+    _put_in_place_of_attach(attach)
     sys.path.insert(0, str(Path(where).absolute().parent) if where.endswith(".py") else os.getcwd())
     sys.argv = [where]
 
@@ -230,6 +227,16 @@ def _made(where: str, name: str) -> Any:
         return value if is_built else value()
 
     return _guarded(f"{where}:{name}", make)
+
+
+def _put_in_place_of_attach(attach: Callable[..., NoReturn]) -> None:
+    """Wherever a script has it from, so that nothing is written to any run."""
+    import walrecover
+    from walrecover import session
+    from walrecover.session import attaching
+
+    for module in (walrecover, session, attaching):
+        module.__dict__["attach"] = attach
 
 
 def _guarded(label: str, work: Callable[[], Any]) -> Any:
