@@ -140,8 +140,7 @@ class Monitor:
 
     def _found(self, hang: Hang) -> Forced:
         """Save what can be known of it, and say it."""
-        who = "the command" if hang.standing.rank is None else f"rank {hang.standing.rank}"
-        say(f"{who} stands still: its stacks are saved, then the command ends")
+        say("the command makes no progress: its stacks are saved, then it ends")
         inquest = Inquest(
             self._meeting, {r: pid for r, (pid, _) in self._pids.items()}, self._pause
         )
