@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from walrecover import plain, shards
+from walrecover.torch_adapter import keeping
 from walrecover.torch_adapter.copies import MAX_BYTES, MAX_VALUES, Copies, TooMuch
 from walrecover.torch_adapter.keeping import Keeper, NotWhole
 from walrecover.torch_adapter.objects import Attached, State
@@ -177,6 +178,23 @@ def test_an_update_that_goes_by_the_optimizer_is_seen(write: Callable[[nn.Module
     model, optimizer = trained()
     _, keeper = kept(model=model, optimizer=optimizer)
     keeper.keep()
+    write(model)
+    with pytest.raises(NotWhole, match="not an optimizer's step"):
+        keeper.state({})
+
+
+@pytest.mark.parametrize("write", [by_hand, past_the_counters, exchanged])
+def test_such_an_update_is_seen_where_memory_cannot_be_looked_at(
+    monkeypatch: pytest.MonkeyPatch, write: Callable[[nn.Module], None]
+) -> None:
+    """As on a device: with operations only. (That nothing waits for one is not shown here.)"""
+    monkeypatch.setattr(keeping, "_on_host", lambda tensor: False)
+    model, optimizer = trained()
+    attached, keeper = kept(model=model, optimizer=optimizer)
+    for _ in range(2):
+        learn(model, optimizer)
+        keeper.keep()
+        assert bits(keeper.state({})) == bits(attached.capture())
     write(model)
     with pytest.raises(NotWhole, match="not an optimizer's step"):
         keeper.state({})

@@ -196,14 +196,15 @@ class Owned:
     """The parameters that optimizers own, and whether something has gone by their steps.
 
     An optimizer's step is told by torch's hook. This sees operations that count versions, tensors
-    that were exchanged, and, on the host, writes past the counters (`.data`, fused kernels), by a
-    few bytes from the middle of each.
+    that were exchanged, and writes past the counters (`.data`, fused kernels), by a few bytes from
+    the middle of each.
     """
 
     def __init__(self, optimizers: list[torch.optim.Optimizer]) -> None:
         self._optimizers = optimizers
         self._addresses: tuple[int, ...] = ()
         self._middles: list[Any] = []
+        self._elsewhere: list[tuple[torch.Tensor, torch.Tensor]] = []
         self._seen: Any = None
 
     def parameters(self) -> list[torch.Tensor]:
@@ -211,23 +212,47 @@ class Owned:
 
     def note(self) -> None:
         self._seen = self._look()
+        if self._elsewhere:
+            with torch.no_grad():
+                kept, now = zip(*self._elsewhere, strict=True)
+                torch._foreach_copy_(kept, now)
 
     def moved(self) -> bool:
-        return bool(self._seen != self._look())
+        return self._seen != self._look() or not all(
+            torch.equal(kept.view(torch.uint8), now.view(torch.uint8))
+            for kept, now in self._elsewhere
+        )
 
     def _look(self) -> tuple[Any, ...]:
         parameters = self.parameters()
         addresses = tuple(map(_address, parameters))
         if addresses != self._addresses:
             self._addresses, self._middles = addresses, _middles(parameters)
+            self._elsewhere = _elsewhere(parameters)
         return sum(map(_version, parameters)), addresses, [m.raw for m in self._middles]
+
+
+def _elsewhere(parameters: Sequence[torch.Tensor]) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Of each parameter on a device some numbers from its middle, and where they are copied to:
+    without waiting for it."""
+    parts = [
+        flat[max(0, (flat.numel() - SAMPLE_BYTES) // 2) :][:SAMPLE_BYTES]
+        for flat in (
+            p.detach().view(-1) for p in parameters if not _on_host(p) and p.is_contiguous()
+        )
+    ]
+    return [(torch.empty_like(part), part) for part in parts]
+
+
+def _on_host(tensor: torch.Tensor) -> bool:
+    return tensor.is_cpu
 
 
 def _middles(parameters: Sequence[torch.Tensor]) -> list[Any]:
     return [
         (ctypes.c_char * SAMPLE_BYTES).from_address(p.data_ptr() + (p.nbytes - SAMPLE_BYTES) // 2)
         for p in parameters
-        if p.is_cpu and p.nbytes >= SAMPLE_BYTES and p.is_contiguous()
+        if _on_host(p) and p.nbytes >= SAMPLE_BYTES and p.is_contiguous()
     ]
 
 
