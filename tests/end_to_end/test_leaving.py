@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from tests.support.forkserver import ForkServer
 from tests.support.trial import Trial
 from walrecover import entries, events, recovery
+from walrecover.cli.show import command as show
 from walrecover.rundir import RunDir, list_runs
 from walrecover.sequence import Sequence
 
@@ -37,11 +38,15 @@ def raised(trial: Trial) -> list[events.ExceptionRaised]:
     return [event for record in records.values() for event in record.raised]
 
 
-@pytest.mark.parametrize("where", ["forward", "backward", "loader", "between", "evaluation"])
+@pytest.mark.parametrize(
+    ("where", "script"),
+    [(w, "training") for w in ("forward", "backward", "loader", "between", "evaluation")]
+    + [("forward", "recorded")],
+)
 def test_the_exception_that_ends_a_script_is_in_the_journal(
-    server: ForkServer, folder: Path, where: str
+    server: ForkServer, folder: Path, where: str, script: str
 ) -> None:
-    trial = Trial(server, folder, "failing:training", EVERY)
+    trial = Trial(server, folder, f"failing:{script}", EVERY)
     ended = trial.run(at=AT, where=where)
     assert ended.status == 1
     assert "Traceback (most recent call last)" in ended.output  # printed as ever
@@ -124,6 +129,26 @@ def test_an_exception_loses_no_step_whose_state_is_whole(
     require_the_same_end(trial, whole, at=at, where=where)
     again = [step for step, count in _executions(trial).items() if count > 1]
     assert again == list(range(saved + 1, step + 1))
+
+
+@pytest.mark.parametrize(
+    ("where", "expected"),
+    [
+        ("forward", "→ saved     step 10, on the way out"),
+        ("between", "→ not saved step 10: AdamW.step() had begun; step 8 stands"),
+    ],
+)
+def test_show_says_what_became_of_the_last_step(
+    server: ForkServer,
+    folder: Path,
+    capsys: pytest.CaptureFixture[str],
+    where: str,
+    expected: str,
+) -> None:
+    trial = Trial(server, folder, "failing:training", EVERY)
+    trial.run(at=11, where=where)
+    show.main(["--dir", str(folder / ".walrecover")], standalone_mode=False)
+    assert expected in capsys.readouterr().out
 
 
 def _executions(trial: Trial) -> dict[int, int]:

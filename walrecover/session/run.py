@@ -22,9 +22,10 @@ from walrecover.entries import AttemptEntry
 from walrecover.errors import Corrupt, Fenced, Stopped, StorageFailed
 from walrecover.journal import Journal
 from walrecover.lease import Lease
-from walrecover.pace import Pace, choose, is_due
+from walrecover.pace import Pace, is_due
 from walrecover.rundir import RunDir
 from walrecover.session import imports
+from walrecover.session.agreeing import MEASURED_STEPS, Agreement
 from walrecover.session.exceptions import describe
 from walrecover.session.leaving import Leaving
 from walrecover.session.loops import Loop, Loops, Position
@@ -39,8 +40,6 @@ from walrecover.torch_adapter import rng, scalars
 from walrecover.torch_adapter.objects import Attached
 from walrecover.torch_adapter.ranks import World
 
-MEASURED_STEPS = 3
-PACE_CHANGE = 1.5
 LAST_WORD_SECONDS = 2.0  # for the exception to be durable
 PATIENCE_SECONDS = 5.0  # with the other ranks' votes for the end, once this one is to stop
 
@@ -90,12 +89,14 @@ class Run:
             say=self._say,
         )
         self._signals = Signals(settings.grace, settings.notice)
+        self._agreement = Agreement(
+            meeting, self._signals, ranks, journal, settings.every, self._say
+        )
         self._lease = None if settings.supervisor or ranks.rank else Lease(meeting.folder)
         self._scalars: dict[str, Any] = {}
         self._late = scalars.Late()
         self._digests: dict[str, bytes] = {}
         self._wanted = False
-        self._refused = False
         self._teaches = settings.supervisor is not None and ranks.rank == 0  # a standby
         self._last_key = Key(base.step, base.end) if base else None
         self._clock = time.monotonic()
@@ -218,7 +219,7 @@ class Run:
         if self._saver.failed:
             raise self._saver.failed
         step = self._step
-        self._agree(step)
+        self._agreement.reach(step, self._times)
         stop = self._meeting.stop
         stopping = stop is not None and step >= stop.step
         key = Key(step, False)
@@ -271,44 +272,6 @@ class Run:
             self._journal.append(ev.ScalarsArrived(at=time.time(), step=step, scalars=values))
         self._beat.say("training", self._step)
         return captured
-
-    def _agree(self, step: int) -> None:
-        """Announce (rank 0) and take in what was announced. A disk that refuses costs a pace or a
-        later stop, never the training."""
-        try:
-            self._announce(step)
-        except (StorageFailed, OSError) as error:
-            if not self._refused:
-                self._say(f"the ranks cannot agree on a pace or a stop: {error}")
-            self._refused = True
-
-    def _announce(self, step: int) -> None:
-        meeting, signals = self._meeting, self._signals
-        asked = meeting.read()
-        own = signals.received
-        if self._ranks.rank != 0:
-            if own is not None:
-                meeting.request_stop(own)
-            return
-        asked = own if own is not None else asked
-        if asked is not None and meeting.stop is None:
-            free = meeting.free_step(step)
-            if free is not None:
-                at = step if self._ranks.size == 1 else free
-                meeting.announce("stop", at, asked)
-                self._journal.append(ev.StopAnnounced(at=time.time(), step=at, signal=asked))
-        every = self._settings.every
-        if every.seconds is None or len(self._times) <= MEASURED_STEPS:
-            return
-        measured = sorted(self._times)[(len(self._times) - 1) // 2]
-        wanted = choose(measured, every)
-        known = meeting.paces[-1].every if meeting.paces else None
-        if known and 1 / PACE_CHANGE < wanted / known < PACE_CHANGE:
-            return
-        free = meeting.free_step(step)
-        if free is not None:
-            meeting.announce("pace", free, wanted)
-            self._journal.append(ev.PaceSet(at=time.time(), from_step=free, every=wanted))
 
     def _save(self, key: Key, position: Position, *, finished: bool) -> bool:
         self._beat.say("snapshot", key.step)

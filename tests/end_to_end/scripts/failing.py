@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.distributed.elastic.multiprocessing.errors import record
 from torch.nn.functional import cross_entropy
 from torch.optim.lr_scheduler import MultiStepLR
 from torch.utils.data import DataLoader, Dataset
@@ -130,6 +131,11 @@ def hidden(at: int, where: str) -> None:
         training(at, where)
     except Broken:
         sys.exit(3)
+
+
+def recorded(at: int, where: str) -> None:
+    """As torchrun's workers often are: torch writes the error's file and raises it again."""
+    record(training)(at, where)
 
 
 def refused(at: int, where: str) -> dict[str, Any]:
