@@ -19,7 +19,6 @@ MARK = "WALRECOVER_PROMOTION"
 lines: modules to import, and variables that the script sets."""
 
 BUSY_NAME, WAITING_NAME = b"walrecover-warm", b"walrecover-wait"
-STANDBY_NAMES = (BUSY_NAME.decode(), WAITING_NAME.decode())
 LOWEST = 19
 """SCHED_IDLE would never get anywhere beside a training that takes all cores."""
 

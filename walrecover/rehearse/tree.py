@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from walrecover.processes import Seen, descendants, started_at
-from walrecover.promotion import STANDBY_NAMES
+from walrecover.promotion import MARK
 
 PATIENCE_SECONDS = 20.0
 _PF_EXITING = 0x4
@@ -48,8 +48,14 @@ def others(supervisor: int, ranks: Collection[int]) -> list[Victim]:
     return [
         Victim(process, _label(process.pid, ranks))
         for process in sorted(descendants(supervisor))
-        if process.pid not in ranks and _read(process.pid, "comm").strip() not in STANDBY_NAMES
+        if process.pid not in ranks and not _is_standby(process.pid, supervisor)
     ]
+
+
+def _is_standby(pid: int, supervisor: int) -> bool:
+    """A rank's children have its environment too, if it was a standby before."""
+    fields = _stat(pid)
+    return bool(fields) and int(fields[_PARENT]) == supervisor and MARK in _read(pid, "environ")
 
 
 def _label(pid: int, ranks: Collection[int]) -> str:
