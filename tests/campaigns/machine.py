@@ -18,7 +18,7 @@ from hypothesis import HealthCheck
 
 from tests.campaigns import report
 from tests.support.machine import COUNTS, run_machine
-from walrecover.failpoints import NAMES
+from tests.support.protocol import NAMES
 
 Counted = tuple[Counter[str], Counter[str]]
 

@@ -17,6 +17,7 @@ import pytest
 from tests.support.forks import Forks
 from tests.support.forkserver import ForkServer
 from tests.support.protocol import (
+    NAMES,
     candidates,
     check_state,
     entries_of,
@@ -24,8 +25,7 @@ from tests.support.protocol import (
     recovery_point,
 )
 from tests.support.worker import REACHED, REFUSED, Said, said
-from walrecover import recovery
-from walrecover.failpoints import NAMES
+from walrecover import failpoints, recovery
 from walrecover.recovery import begin_attempt
 from walrecover.rundir import RunDir
 
@@ -149,7 +149,7 @@ def test_every_failpoint_of_the_source_is_listed_and_the_reverse() -> None:
         text = path.read_text()
         passed |= set(re.findall(r'\bfailpoint\("([^"]+)"\)', text))
         passed |= set(re.findall(r'\b(?:written|linked)="([^"]+)"', text))
-    assert passed == set(NAMES)
+    assert passed == set(failpoints.NAMES)
 
 
 def test_a_point_that_is_not_passed_so_often_is_told(

@@ -16,6 +16,7 @@ import pytest
 
 from tests.support.forks import Forks
 from tests.support.protocol import (
+    NAMES,
     Launch,
     candidates,
     check_state,
@@ -29,7 +30,6 @@ from walrecover import entries as model
 from walrecover import recovery
 from walrecover.entries import AttemptEntry, Entry, SnapshotRef
 from walrecover.errors import Fenced, RunBusy
-from walrecover.failpoints import NAMES
 from walrecover.processes import identity
 from walrecover.rundir import RunDir
 

@@ -17,11 +17,11 @@ import pytest
 from hypothesis import HealthCheck, Phase
 
 from tests.support.machine import COUNTS, run_machine
+from tests.support.protocol import NAMES
 from walrecover import entries as model
 from walrecover import snapshot
 from walrecover.entries import CommitEntry, Entry, SnapshotRef
 from walrecover.errors import WalrecoverError
-from walrecover.failpoints import NAMES
 
 Patch = pytest.MonkeyPatch
 

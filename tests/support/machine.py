@@ -32,12 +32,12 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from tests.support.protocol import Launch, check_state, completed, holder, kill
+from tests.support.protocol import NAMES, Launch, check_state, completed, holder, kill
 from walrecover import entries as model
 from walrecover import failpoints, recovery, snapshot
 from walrecover.entries import CommitEntry, Entry, RetirementEntry, SnapshotRef
 from walrecover.errors import Corrupt, Fenced, StorageFailed
-from walrecover.failpoints import NAMES, FailpointReached
+from walrecover.failpoints import FailpointReached
 from walrecover.journal import Cursor, Reader, Report, StreamId
 from walrecover.journal.stream import START
 from walrecover.recovery import begin_attempt

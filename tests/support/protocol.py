@@ -18,7 +18,7 @@ from blake3 import blake3
 
 from walrecover import entries as model
 from walrecover import events as ev
-from walrecover import recovery, shards, snapshot
+from walrecover import failpoints, recovery, shards, snapshot
 from walrecover.entries import AttemptEntry, CommitEntry, Entry, Holder, Plan, SnapshotRef
 from walrecover.errors import StorageFailed
 from walrecover.failpoints import failpoint
@@ -32,6 +32,9 @@ from walrecover.snapshot import Capture, Disagreed, DurableStream
 
 BYTES = 48
 MAP_BYTES = 1 << 20
+
+NAMES = [name for name in failpoints.NAMES if not name.startswith("adopt.")]
+"""The failpoints of the protocol; those of adopted files have tests of their own."""
 
 
 def holder(pid: int = 1) -> Holder:

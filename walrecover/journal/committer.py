@@ -6,7 +6,7 @@ thread; any error that it raises is final, since a failed commit or fsync is nev
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import lmdb
 
@@ -29,13 +29,14 @@ class Committer:
         self._attempt = attempt
         self._commits = 0
 
-    def commit(self, group: Iterable[Event]) -> None:
+    def commit(self, group: Iterable[Event | Callable[[], Event]]) -> None:
         """Commit the events as one transaction: in the kernel's hands on return."""
         failpoint("journal.commit.before")
         lsn, chain = self.head
         items = []
-        for event in group:
+        for given in group:
             lsn += 1
+            event = given() if callable(given) else given
             envelope = codec.seal(events.encode(event), lsn=lsn, attempt=self._attempt, chain=chain)
             chain = codec.chain_of(envelope)
             items.append((key_of(lsn), envelope))

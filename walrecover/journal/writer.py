@@ -27,6 +27,7 @@ import contextlib
 import os
 import threading
 import weakref
+from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
 from queue import Empty, SimpleQueue
@@ -88,7 +89,7 @@ class Journal:
         self._committer = Committer(environment, stream.attempt, head)
         self._owner = os.getpid()
         self._appending = threading.Lock()
-        self._waiting: list[Event] = []
+        self._waiting: list[Event | Callable[[], Event]] = []
         self._taken = head.lsn  # by the writer thread, out of `_waiting`
         self._wake: SimpleQueue[None] = SimpleQueue()
         self._asleep = False  # the writer thread, so that an event must wake it
@@ -136,10 +137,11 @@ class Journal:
         """Why the stream can no longer be written, or None."""
         return self._failure
 
-    def append(self, event: Event) -> int:
+    def append(self, event: Event | Callable[[], Event]) -> int:
         """Hand an event to the writer thread and return its LSN.
 
-        It is encoded later, so nothing in it (a dict of scalars) may change afterwards.
+        It is encoded later, so nothing in it (a dict of scalars) may change afterwards. It may be
+        made later, too, in that thread and in the order of LSNs.
         """
         guard_owner(self._owner)
         try:
@@ -269,7 +271,7 @@ class Journal:
                 self._wake.get(block=False)
         return True
 
-    def _take(self) -> list[Event]:
+    def _take(self) -> list[Event | Callable[[], Event]]:
         with self._appending:
             group = self._waiting[:GROUP]
             del self._waiting[:GROUP]

@@ -12,6 +12,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Iterable
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -95,7 +96,7 @@ class Run:
         self._lease = None if settings.supervisor or ranks.rank else Lease(meeting.folder)
         self._scalars: dict[str, Any] = {}
         self._late = scalars.Late()
-        self._digests: dict[str, bytes] = {}
+        self._digests: dict[str, bytes] = {}  # the journal's thread's
         self._wanted = False
         self._teaches = settings.supervisor is not None and ranks.rank == 0  # a standby
         self._last_key = Key(base.step, base.end) if base else None
@@ -249,19 +250,15 @@ class Run:
         self._times.append(now - self._clock)
         self._clock = now
         captured = rng.capture()
-        digests = rng.digests(captured)
-        moved = {n: d for n, d in digests.items() if self._digests.get(n) != d}
-        self._digests = digests
-        indices = self._loops.indices()
         self._journal.append(
-            ev.StepCompleted(
-                at=time.time(),
-                step=self._step,
-                epoch=max(0, indices[0] - 1) if len(indices) > 1 else 0,
-                position=indices,
-                lr=self._attached.learning_rates(),
-                scalars=self._scalars,
-                rng=moved,
+            partial(
+                self._completed,
+                time.time(),
+                self._step,
+                self._loops.indices(),
+                self._attached.learning_rates(),
+                self._scalars,
+                captured,
             )
         )
         self._scalars = {}
@@ -272,6 +269,29 @@ class Run:
             self._journal.append(ev.ScalarsArrived(at=time.time(), step=step, scalars=values))
         self._beat.say("training", self._step)
         return captured
+
+    def _completed(
+        self,
+        at: float,
+        step: int,
+        indices: tuple[int, ...],
+        lr: tuple[float, ...],
+        scalars: dict[str, float],
+        captured: dict[str, Any],
+    ) -> ev.StepCompleted:
+        """In the journal's thread, step after step: what the loop need not wait for."""
+        digests = rng.digests(captured)
+        moved = {n: d for n, d in digests.items() if self._digests.get(n) != d}
+        self._digests = digests
+        return ev.StepCompleted(
+            at=at,
+            step=step,
+            epoch=max(0, indices[0] - 1) if len(indices) > 1 else 0,
+            position=indices,
+            lr=lr,
+            scalars=scalars,
+            rng=moved,
+        )
 
     def _save(self, key: Key, position: Position, *, finished: bool) -> bool:
         self._beat.say("snapshot", key.step)
