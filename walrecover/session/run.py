@@ -224,7 +224,8 @@ class Run:
         stop = self._meeting.stop
         stopping = stop is not None and step >= stop.step
         key = Key(step, False)
-        due = any(is_due(n, self._meeting.paces) for n in range(self._boundary_at + 1, step + 1))
+        paces = self._meeting.paces
+        due = any(is_due(n, paces) for n in range(self._boundary_at + 1, step + 1))
         self._boundary_at = step
         late = self._saver.too_late(self._signals.seconds_left()) if stopping else ""
         if late:

@@ -49,7 +49,7 @@ class Keeper:
         self._stepped = ""
         self._kept: dict[str, Any] | None = None
         self._copies = Copies()
-        self._owned = Owned(attached.optimizers())
+        self._owned = Owned(attached.optimizers)
         self._hows = [(n, self._how(n, v, attached.kinds[n])) for n, v in attached.objects.items()]
         self.refusal = _unkeepable(attached)
         self.asks = any(
@@ -183,7 +183,8 @@ class Moving:
 def _keep_group(group: dict[str, Any], name: str, copies: Copies) -> dict[str, Any]:
     values = group.copy()
     del values["params"]
-    return dict(copies.of(values, name))
+    kept: dict[str, Any] = copies.of(values, name)
+    return kept
 
 
 def _keep_scaler(value: torch.amp.GradScaler, copies: Copies) -> list[torch.Tensor | None]:

@@ -68,18 +68,18 @@ class Attached:
             if replicated:
                 shared_parameters |= {id(p) for p in value.parameters()}
         self._shared = shared_parameters
+        self.optimizers = [v for n, v in self.objects.items() if self.kinds[n] == "optimizer"]
         self.capture()  # what cannot be stored is refused here, not at the first snapshot
-
-    def optimizers(self) -> list[torch.optim.Optimizer]:
-        return [v for v in self.objects.values() if isinstance(v, torch.optim.Optimizer)]
 
     def learning_rates(self) -> tuple[float, ...]:
         """Of every parameter group of every optimizer, without touching a device."""
         return tuple(
-            group["lr"]
-            for optimizer in self.optimizers()
-            for group in optimizer.param_groups
-            if isinstance(group.get("lr"), float)
+            [
+                group["lr"]
+                for optimizer in self.optimizers
+                for group in optimizer.param_groups
+                if isinstance(group.get("lr"), float)
+            ]
         )
 
     def capture(self) -> State:

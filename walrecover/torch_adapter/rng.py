@@ -58,8 +58,11 @@ def _numpy(module: Any) -> tuple[Any, ...]:
     return (TWISTER, packed, int(state["has_gauss"]), float(state["gauss"]))
 
 
+_CUDA_BUILT = bool(torch.version.cuda or torch.version.hip)
+
+
 def _cuda_in_use() -> bool:
-    return bool(torch.cuda.is_initialized())  # type: ignore[no-untyped-call]
+    return _CUDA_BUILT and bool(torch.cuda.is_initialized())  # type: ignore[no-untyped-call]
 
 
 def restore(state: dict[str, Any]) -> None:
