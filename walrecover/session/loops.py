@@ -201,7 +201,8 @@ class Loops:
             )
         self.stepped_in = self.stack[-1] if self.stack else None
         if self.stepped_in is not None:
-            self.stepped_in.guard.stepped(sys._getframe(1))
+            if not self.stepped_in.guard.checked:
+                self.stepped_in.guard.stepped(sys._getframe(1))
             self.stepped_in.direct += 1
             self.stepped_in.trains = True
         else:
@@ -449,7 +450,8 @@ class LoopIterator:
         if self._ended:
             raise StopIteration
         loops, frame = self._loops, self._frame
-        frame.guard.asked(sys._getframe(1))
+        if not frame.guard.checked:
+            frame.guard.asked(sys._getframe(1))
         try:
             item = loops.next_item(frame)
         except StopIteration:
@@ -486,8 +488,6 @@ class ReadAhead:
 
     def stepped(self, caller: FrameType) -> None:
         """Raises BadInput where items were read ahead of the step."""
-        if self.checked:
-            return
         count, self.asked_since = self.asked_since, 0
         if self.first is None:
             self.first = count

@@ -224,9 +224,7 @@ class Run:
         stop = self._meeting.stop
         stopping = stop is not None and step >= stop.step
         key = Key(step, False)
-        paces = self._meeting.paces
-        due = any(is_due(n, paces) for n in range(self._boundary_at + 1, step + 1))
-        self._boundary_at = step
+        due = self._is_due(step)
         late = self._saver.too_late(self._signals.seconds_left()) if stopping else ""
         if late:
             self._note(self._salvage.lost(step, late))
@@ -244,6 +242,15 @@ class Run:
         return captured
 
     # -- the boundary's parts -------------------------------------------------------------------
+
+    def _is_due(self, step: int) -> bool:
+        """Whether one of the steps since the last boundary is to be captured."""
+        passed = range(self._boundary_at + 1, step + 1)
+        self._boundary_at = step
+        paces = self._meeting.paces
+        if len(passed) == 1:  # nearly always
+            return is_due(step, paces)
+        return any(is_due(n, paces) for n in passed)
 
     def _record(self) -> dict[str, Any]:
         """Journal the step. Returns the random state behind it."""

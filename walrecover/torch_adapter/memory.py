@@ -151,7 +151,7 @@ def is_array_or_tensor(value: Any) -> bool:
 
 def bytes_of(tensor: torch.Tensor) -> bytes:
     """The bytes of a contiguous host tensor."""
-    return ctypes.string_at(tensor.data_ptr(), tensor.numel() * tensor.element_size())
+    return ctypes.string_at(tensor.data_ptr(), tensor.nbytes)
 
 
 def numpy_or_none() -> Any:
