@@ -37,15 +37,19 @@ def share(folder: Path, number: int, chosen: list[flips.Flip]) -> Counter[str]:
     shutil.copytree(folder / "run", copy)
     counts: Counter[str] = Counter()
     result = copy / "result"
+    parts = [chosen[start : start + CHUNK] for start in range(0, len(chosen), CHUNK)]
     with Forks() as server:
-        for start in range(0, len(chosen), CHUNK):
-            part = chosen[start : start + CHUNK]
+        while parts:
+            part = parts.pop()
+            result.unlink(missing_ok=True)
             code = server.call(
                 "tests.support.flips:check", root=str(copy), flips=part, result=str(result)
             )
-            if code:
-                at = part[int((copy / "result.place").read_text())]
-                counts[f"WRONG {at}: {result.read_text() if result.exists() else code}"] += 1
+            if code:  # the bit is told, those before and behind it are flipped again
+                at = int((copy / "result.place").read_text())
+                said = result.read_text() if result.exists() else f"exit code {code}"
+                counts[f"WRONG {part[at]}: {said}"] += 1
+                parts += filter(None, (part[:at], part[at + 1 :]))
                 continue
             counts += Counter(json.loads(result.read_text()))
     return counts
