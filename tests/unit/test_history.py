@@ -10,7 +10,7 @@ import pytest
 
 from tests.support.protocol import Launch, holder
 from walrecover import events as ev
-from walrecover import recovery
+from walrecover import lease, recovery
 from walrecover.causes import Verdict
 from walrecover.entries import Holder
 from walrecover.policy import Decision, Policy, decide_restart
@@ -81,7 +81,8 @@ def test_a_supervisor_that_was_killed_counts_as_an_end(run: RunDir) -> None:
     assert (ended.cause, ended.fingerprint) == ("crash", "crash:supervisor")
 
 
-def test_a_lost_host_counts_apart(run: RunDir) -> None:
+def test_a_lost_host_counts_apart(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lease, "LENGTH_SECONDS", 0.05)  # for so long it is watched, and stands
     attempt(run, msgspec.structs.replace(supervisor("old", 1), boot="another/1"))
     (ended,) = inherits(run).ended
     assert ended.cause == "node_lost"
