@@ -194,6 +194,20 @@ def test_a_hand_written_update_saves_nothing(server: ForkServer, folder: Path) -
     require_the_same_end(trial, undisturbed, at=7)
 
 
+def test_nothing_is_saved_while_another_thread_trains(
+    server: ForkServer, folder: Path, whole: Trial
+) -> None:
+    """It moves the state that is being saved."""
+    trial = Trial(server, folder, "failing:beside", EVERY)
+    ended = trial.run(at=11)
+    assert ended.status == 1
+    assert "Broken: beside the training" in ended.output
+    (event,) = salvaged(trial)
+    assert (event.step, event.saved, event.stands) == (10, False, 8)
+    assert event.reason == "another thread goes on training"
+    require_the_same_end(trial, whole, at=11)
+
+
 def test_a_disk_that_refuses_hides_no_exception(
     server: ForkServer, folder: Path, whole: Trial
 ) -> None:

@@ -67,8 +67,9 @@ class Leaving:
         if self._host is not None and error is not None and self._ends_here():
             self._safely(self._host.raised, error)
         self._before(kind, error, trace)
-        if self._host is not None and self._ends_here():
-            self._safely(self._host.left)
+        host = self._host
+        if host is not None and self._ends_here() and host.trains_in(threading.get_ident()):
+            self._safely(host.left)  # training in another thread may go on: then `exits` is next
 
     def _threads_excepthook(self, args: Any) -> None:
         """The script may train in a thread of its own; what ends others is not the training's."""

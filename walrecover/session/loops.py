@@ -194,11 +194,14 @@ class Loops:
                 "run.step() was called before the loop that the snapshot was taken in: keep the "
                 "loops of the script as they were, or start over with WALRECOVER_RESUME=never"
             )
-        if threading.get_ident() != self.thread and self.stack:
-            raise BadInput(
-                "run.step() was called in another thread than run.loop(): something reads ahead "
-                "in a thread. Let run.loop() be the outermost reader, run.loop(prefetch(…))"
-            )
+        if (thread := threading.get_ident()) != self.thread:
+            if self.stack:
+                raise BadInput(
+                    "run.step() was called in another thread than run.loop(): something reads "
+                    "ahead in a thread. Let run.loop() be the outermost reader, "
+                    "run.loop(prefetch(…))"
+                )
+            self.thread = thread
         self.stepped_in = self.stack[-1] if self.stack else None
         if self.stepped_in is not None:
             if not self.stepped_in.guard.checked:
@@ -234,6 +237,12 @@ class Loops:
         in its middle cannot be come back to. Its boundary is the next loop's first request.
         """
         return not self.stack and self.last_top is None
+
+    def goes_on_elsewhere(self) -> bool:
+        """Whether the thread that trains is another one, and alive."""
+        return threading.get_ident() != self.thread and any(
+            thread.ident == self.thread for thread in threading.enumerate()
+        )
 
     def is_behind(self) -> bool:
         """Whether the snapshot was taken some steps behind the loop that it resumes in."""

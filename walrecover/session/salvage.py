@@ -149,6 +149,8 @@ class Salvage:
 
     def _moment(self, step: int) -> Moment:
         """The state of the last boundary. Raises NotWhole."""
+        if self._loops.goes_on_elsewhere():
+            raise NotWhole("another thread goes on training")
         if self._loops.step_waiting:
             raise NotWhole("the code behind its run.step() had not come to the loop's next item")
         kept = self._kept

@@ -11,6 +11,7 @@ import os
 import random
 import signal
 import sys
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -162,3 +163,21 @@ def by_hand(at: int) -> dict[str, Any]:
         run.step(loss=loss)
         fuse.making += 1
     return {}
+
+
+def beside(at: int) -> dict[str, Any]:
+    """Another thread trains, and is in the middle of a step when the main thread fails."""
+    if HEALED.exists():
+        return training(at, "nowhere")
+    reached = threading.Event()
+
+    def stay(fuse: Fuse, where: str) -> None:
+        if fuse.making == at and where == "forward":
+            reached.set()
+            threading.Event().wait()
+
+    Fuse.reaches = stay  # type: ignore[method-assign, assignment]
+    threading.Thread(target=training, args=(at, "nowhere"), daemon=True).start()
+    reached.wait()
+    HEALED.touch()
+    raise Broken("beside the training")
