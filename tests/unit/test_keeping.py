@@ -200,6 +200,38 @@ def test_such_an_update_is_seen_where_memory_cannot_be_looked_at(
         keeper.state({})
 
 
+def cleared(optimizer: torch.optim.Optimizer) -> None:
+    optimizer.state.clear()
+
+
+def emptied(optimizer: torch.optim.Optimizer) -> None:
+    for parameter in optimizer.state:
+        optimizer.state[parameter] = {}
+
+
+def zeroed(optimizer: torch.optim.Optimizer) -> None:
+    for state in optimizer.state.values():
+        state["exp_avg"].zero_()
+
+
+def loaded(optimizer: torch.optim.Optimizer) -> None:
+    optimizer.load_state_dict(optimizer.state_dict())
+
+
+@pytest.mark.parametrize("reset", [cleared, emptied, zeroed, loaded])
+def test_an_optimizer_that_was_reset_is_seen(
+    reset: Callable[[torch.optim.Optimizer], None],
+) -> None:
+    model, optimizer = trained()
+    attached, keeper = kept(model=model, optimizer=optimizer)
+    keeper.keep()
+    reset(optimizer)
+    with pytest.raises(NotWhole, match="an optimizer's state was changed by something"):
+        keeper.state({})
+    keeper.keep()
+    assert bits(keeper.state({})) == bits(attached.capture())
+
+
 @pytest.mark.parametrize(
     "make",
     [

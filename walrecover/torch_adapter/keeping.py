@@ -96,8 +96,8 @@ class Keeper:
             raise NotWhole(f"{self._stepped}.step() had begun")
         if self._kept is None:
             raise NotWhole("no state was kept")
-        if self._owned.moved():
-            raise NotWhole("parameters were changed by something that is not an optimizer's step")
+        if moved := self._owned.moved():
+            raise NotWhole(f"{moved} changed by something that is not an optimizer's step")
         owned = set(map(id, self._owned.parameters()))
         for name, moving in self._modules.items():
             now = self._attached.objects[name].modules()
@@ -198,7 +198,7 @@ class Owned:
 
     An optimizer's step is told by torch's hook. This sees operations that count versions, tensors
     that were exchanged, and writes past the counters (`.data`, fused kernels), by a few bytes from
-    the middle of each.
+    the middle of each. What resets or loads an optimizer's own state is seen by one entry of it.
     """
 
     def __init__(self, optimizers: list[torch.optim.Optimizer]) -> None:
@@ -207,22 +207,29 @@ class Owned:
         self._middles: list[Any] = []
         self._elsewhere: list[tuple[torch.Tensor, torch.Tensor]] = []
         self._seen: Any = None
+        self._states: Any = None
 
     def parameters(self) -> list[torch.Tensor]:
         return [p for o in self._optimizers for group in o.param_groups for p in group["params"]]
 
     def note(self) -> None:
         self._seen = self._look()
+        self._states = [_mark(o.state) for o in self._optimizers]
         if self._elsewhere:
             with torch.no_grad():
                 kept, now = zip(*self._elsewhere, strict=True)
                 torch._foreach_copy_(kept, now)
 
-    def moved(self) -> bool:
-        return self._seen != self._look() or not all(
+    def moved(self) -> str:
+        """What has, with its verb; "" for nothing."""
+        if self._seen != self._look() or not all(
             torch.equal(kept.view(torch.uint8), now.view(torch.uint8))
             for kept, now in self._elsewhere
-        )
+        ):
+            return "parameters were"
+        if self._states != [_mark(o.state) for o in self._optimizers]:
+            return "an optimizer's state was"
+        return ""
 
     def _look(self) -> tuple[Any, ...]:
         parameters = self.parameters()
@@ -243,6 +250,14 @@ def _elsewhere(parameters: Sequence[torch.Tensor]) -> list[tuple[torch.Tensor, t
         )
     ]
     return [(torch.empty_like(part), part) for part in parts]
+
+
+def _mark(state: Any) -> tuple[Any, ...]:
+    """Of an optimizer's state: how much there is, and the versions of its first entry's tensors."""
+    first = next(iter(state.values()), None)
+    tensors = first.values() if isinstance(first, dict) else ()
+    versions = [t._version for t in tensors if isinstance(t, torch.Tensor)]
+    return id(state), len(state), id(first), versions
 
 
 def _on_host(tensor: torch.Tensor) -> bool:
