@@ -10,7 +10,7 @@ from __future__ import annotations
 import ctypes
 import os
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -84,8 +84,7 @@ def write_tensors(
     unique = {name: tensors[name] for name in keys.values()}
     specs = {name: spec_of(tensor) for name, tensor in unique.items()}
     found: dict[str, str] = {}
-    hasher = threading.Thread(target=lambda: found.update(digests(unique)), name="walrecover-hash")
-    hasher.start()
+    hashed = _begin(lambda: found.update(digests(unique)))
     try:
         with storage(f"cannot write {path}"):
             try:
@@ -97,7 +96,7 @@ def write_tensors(
             failpoint("shards.tensors.written")
             sync_file(path)
     finally:
-        hasher.join()
+        hashed()
     failpoint("shards.tensors.synced")
     file = _describe(snapshots, relative)
     addresses = {
@@ -111,6 +110,16 @@ def write_tensors(
         for name, tensor in tensors.items()
     }
     return file, addresses
+
+
+def _begin(work: Callable[[], None]) -> Callable[[], None]:
+    """Begin work beside this thread's. Returns what waits for it."""
+    thread = threading.Thread(target=work, name="walrecover-hash")
+    try:
+        thread.start()
+    except RuntimeError:  # from Python 3.12 on none begins once the interpreter ends
+        return work
+    return thread.join
 
 
 def _describe(snapshots: Path, relative: str) -> FileAt:

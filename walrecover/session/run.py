@@ -20,7 +20,7 @@ import msgspec
 from walrecover import events as ev
 from walrecover.beats import Beat
 from walrecover.entries import AttemptEntry
-from walrecover.errors import Corrupt, Fenced, Stopped, StorageFailed
+from walrecover.errors import Stopped, StorageFailed, WalrecoverError
 from walrecover.journal import Journal
 from walrecover.lease import Lease
 from walrecover.pace import Pace, is_due
@@ -380,7 +380,8 @@ class Run:
             return
         self._closed = True
         if self._loops.step_waiting and not self._saver.failed:
-            self._record()
+            with contextlib.suppress(StorageFailed):  # said below
+                self._record()
         self._leaving.close()
         self._salvage.close()
         self._signals.close()
@@ -427,8 +428,8 @@ class Run:
             self._journal.sync(timeout=LAST_WORD_SECONDS)
 
     def exits(self) -> None:
-        try:
-            self.left()
-            self._close()
-        except (Fenced, Corrupt, OSError) as error:
-            self._say(str(error))
+        for part in (self.left, self._close):
+            try:
+                part()
+            except (WalrecoverError, OSError) as error:
+                self._say(str(error))

@@ -42,6 +42,10 @@ class Key(NamedTuple):
     end: bool
 
 
+def _key(commit: CommitEntry) -> Key:
+    return Key(commit.snapshot.step, commit.snapshot.end)
+
+
 class Saver:
     """One rank's saving. `retention`: how many snapshots to keep.
 
@@ -127,17 +131,8 @@ class Saver:
         sequence = Sequence(self.run.sequence)
         while not self._is_committed(key, sequence.read()):
             try:
-                snapshot.commit(
-                    self.run,
-                    step=key.step,
-                    end=key.end,
-                    attempt=self.attempt,
-                    nonce=self.nonce,
-                    world=self.world,
-                    finished=False,
-                )
-            except Disagreed:
-                # Another rank may have been quicker.
+                self._enter(key, finished=False)
+            except Disagreed:  # a later one is committed, or the votes differ
                 return self._is_committed(key, sequence.read())
             if time.monotonic() > deadline:
                 return self._is_committed(key, sequence.read())
@@ -145,8 +140,8 @@ class Saver:
         return True
 
     def _is_committed(self, key: Key, found: list[Entry]) -> bool:
-        own = [c.snapshot for c in model.commits(found) if c.snapshot.nonce == self.nonce]
-        if not own or Key(own[-1].step, own[-1].end) < key:
+        newest = self._newest(found)
+        if newest is None or _key(newest) < key:
             return False
         sync_directory(self.run.sequence)  # nobody acts on an entry before it is durable (rule 1)
         return True
@@ -208,10 +203,34 @@ class Saver:
         if self.rank == 0 or not self._lsns:
             return
         self._follower.catch_up(self.journal.durable)
-        found = Sequence(self.run.sequence).read()
-        own = [c.snapshot for c in model.commits(found) if c.snapshot.nonce == self.nonce]
-        if own:
-            self._note(Key(own[-1].step, own[-1].end))
+        newest = self._newest(Sequence(self.run.sequence).read())
+        if newest is not None:
+            self._note(_key(newest))
+
+    def _newest(self, found: list[Entry]) -> CommitEntry | None:
+        """The last commit of this attempt."""
+        own = [c for c in model.commits(found) if c.snapshot.nonce == self.nonce]
+        return own[-1] if own else None
+
+    def _enter(self, key: Key, *, finished: bool) -> CommitEntry | None:
+        """Commit, or find it committed: on the way out another rank, or this one's other thread,
+        may have been quicker. None while votes are missing."""
+        try:
+            return snapshot.commit(
+                self.run,
+                step=key.step,
+                end=key.end,
+                attempt=self.attempt,
+                nonce=self.nonce,
+                world=self.world,
+                finished=finished,
+            )
+        except Disagreed:
+            newest = self._newest(Sequence(self.run.sequence).read())
+            if newest is None or _key(newest) != key:
+                raise
+            sync_directory(self.run.sequence)  # nobody acts on it before it is durable (rule 1)
+            return newest
 
     def _note(self, key: Key) -> None:
         self.committed = key
@@ -240,22 +259,18 @@ class Saver:
             self._keeper = threading.Thread(
                 target=self._keep, name="walrecover-keeper", daemon=True
             )
-            self._keeper.start()
+            try:
+                self._keeper.start()
+            except RuntimeError:  # from 3.12 on no thread begins at the interpreter's end
+                self._keeper = None
+                self._work()
         with self._changed:
             self._changed.notify_all()
 
     def _commit(self, key: Key, finished: bool) -> bool:
         """Try to commit; False while votes are missing."""
         try:
-            entry = snapshot.commit(
-                self.run,
-                step=key.step,
-                end=key.end,
-                attempt=self.attempt,
-                nonce=self.nonce,
-                world=self.world,
-                finished=finished,
-            )
+            entry = self._enter(key, finished=finished)
         except Fenced as error:
             self.failed = error
             return True
@@ -290,14 +305,20 @@ class Saver:
                 elif not self._unverified:
                     self._changed.wait(POLL_SECONDS)
                 self._idle = False
-            try:
-                self._settle_votes()
-                self._read_back()
-            except Fenced as error:
-                self._fail(error)
+            if not self._work():
                 return
-            except (WalrecoverError, OSError) as error:
-                log.warning("keeping snapshots: %s", error)
+
+    def _work(self) -> bool:
+        """What there is to do now; False where this attempt was superseded."""
+        try:
+            self._settle_votes()
+            self._read_back()
+        except Fenced as error:
+            self._fail(error)
+            return False
+        except (WalrecoverError, OSError) as error:
+            log.warning("keeping snapshots: %s", error)
+        return True
 
     def _fail(self, error: Fenced) -> None:
         with self._changed:
