@@ -76,7 +76,7 @@ def measured(folder: Path, moving: bool = False) -> tuple[list[float], list[floa
     run = walrecover.attach(
         name="bench",
         dir=str(folder / "run"),
-        every="100000000steps",
+        every="100000s",
         model=model,
         optimizer=optimizer,
         **(beside(optimizer) if moving else {}),

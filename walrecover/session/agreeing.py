@@ -68,12 +68,18 @@ class Agreement:
     def _announce_pace(self, step: int, times: Sequence[float]) -> None:
         if self._every.seconds is None or len(times) <= MEASURED_STEPS:
             return
-        measured = sorted(times)[(len(times) - 1) // 2]
-        wanted = choose(measured, self._every)
         known = self._meeting.paces[-1].every if self._meeting.paces else None
-        if known and 1 / PACE_CHANGE < wanted / known < PACE_CHANGE:
+        if known and self._fits(times[-1], known):
+            return  # the usual case, for every step: what is no news changes no pace
+        measured = sorted(times)[(len(times) - 1) // 2]
+        if known and self._fits(measured, known):
             return
+        wanted = choose(measured, self._every)
         free = self._meeting.free_step(step)
         if free is not None:
             self._meeting.announce("pace", free, wanted)
             self._journal.append(ev.PaceSet(at=time.time(), from_step=free, every=wanted))
+
+    def _fits(self, seconds: float, pace: int) -> bool:
+        """Whether steps of so many seconds want about this pace."""
+        return 1 / PACE_CHANGE < choose(seconds, self._every) / pace < PACE_CHANGE
