@@ -141,6 +141,7 @@ def test_an_exception_before_a_prompt_ends_nothing(tmp_path: Path, flags: list[s
         "    def raised(self, error): print('raised', repr(error), flush=True)\n"
         "    def left(self): print('left', flush=True)\n"
         "    def exits(self): print('exits', flush=True)\n"
+        "    def trains_in(self, thread): return True\n"
         "leaving = Leaving(Host())\n"
         "raise ValueError('planted')\n"
     )
