@@ -15,7 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from walrecover.errors import BadInput, NotRestored
-from walrecover.session.loops import Loop, Loops, Position
+from walrecover.session.iterating import Loop
+from walrecover.session.loops import Loops
+from walrecover.session.position import Position
 from walrecover.session.restoring import position_from, position_tree
 from walrecover.torch_adapter import rng
 

@@ -1,67 +1,25 @@
 """Resumable loops: where training stands in its data, and how it gets back there.
 
 Owns the stack of active loops and the boundary's timing; what happens at a boundary is `run`'s,
-what a loop reads is `sources`'. A position is a list of `Place`s, outermost first: how many items
-each loop had handed out, and the random state with which it began and fetched its current item, so
-that on resume every prologue repeats as it was (DESIGN: restore order).
+what a loop reads is `sources`', what the script iterates over `iterating`'s.
 """
 
 from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Iterator, Sequence
-from types import CodeType, FrameType
+from collections.abc import Sequence
 from typing import Any, Protocol
-
-import msgspec
 
 from walrecover.errors import BadInput, NotRestored
 from walrecover.session import sources
+from walrecover.session.position import Place, Position
+from walrecover.session.readahead import ReadAhead
 from walrecover.session.sources import Known, Source, shortest
 from walrecover.torch_adapter import rng
 
 KEPT_ENDS = 16
 BEHIND = -1  # the level of steps behind a loop that had ended
-
-
-class Place(msgspec.Struct):
-    """One loop of a position.
-
-    `begin`, `before`: the random state as the loop began, and before its current item was fetched.
-    `done`: for each finished loop inside its current item None, or, where steps were made in it,
-    the random state as it ended. `direct`: how many steps were made in its current item, outside
-    of those. `trains`: steps are made in it, not only in loops inside it. `broken`: left by break,
-    then finished at that length.
-    """
-
-    ordinal: int
-    consumed: int
-    begin: dict[str, Any]
-    before: dict[str, Any]
-    done: list[Any]
-    direct: int = 0
-    trains: bool = False
-    length: int | None = None
-    broken: bool = False
-    sources: list[Any] = []
-
-
-class Position(msgspec.Struct):
-    """Where training stands.
-
-    `places` outermost first, the last one being the loop whose next item was asked for. `begun`:
-    the random state at `attach`. `done` and `direct`: as in Place, at the top level. `behind`: how
-    many steps were made since the only place, a loop that has ended. `generators`: loaders' own,
-    those that no place reads included.
-    """
-
-    places: list[Place] = []
-    begun: dict[str, Any] = {}
-    done: list[Any] = []
-    direct: int = 0
-    behind: int = 0
-    generators: list[Any] = []
 
 
 class Host(Protocol):
@@ -422,98 +380,3 @@ class Loops:
 
 def _longer(now: int | None, then: int | None) -> bool:
     return now is not None and then is not None and now > then
-
-
-class Loop:
-    """What `run.loop` returns: iterate over it. `len` works where the iterables' does."""
-
-    def __init__(self, loops: Loops, iterables: Sequence[Any], counted: bool = False) -> None:
-        self._loops = loops
-        self._iterables = iterables
-        self._counted = counted
-
-    def __len__(self) -> int:
-        length = shortest(self._iterables)
-        if length is None:
-            raise TypeError(f"{type(self._iterables[0]).__name__} has no length")
-        return length
-
-    def __iter__(self) -> Iterator[Any]:
-        return LoopIterator(self._loops, self._iterables, self._counted)
-
-
-class LoopIterator:
-    """One iteration of a loop."""
-
-    def __init__(self, loops: Loops, iterables: Sequence[Any], counted: bool) -> None:
-        self._loops = loops
-        self._counted = counted
-        self._ended = True
-        self._frame, how = loops.enter(iterables)
-        self._ended = how == "skipped"
-
-    def __iter__(self) -> Iterator[Any]:
-        return self
-
-    def __next__(self) -> Any:
-        if self._ended:
-            raise StopIteration
-        loops, frame = self._loops, self._frame
-        if not frame.guard.checked:
-            frame.guard.asked(sys._getframe(1))
-        try:
-            item = loops.next_item(frame)
-        except StopIteration:
-            self._ended = True
-            loops.exhausted(frame)
-            raise
-        return (frame.consumed - 1, item) if self._counted else item
-
-    def __del__(self) -> None:
-        if not self._ended and not sys.is_finalizing():
-            self._ended = True
-            if threading.get_ident() == self._loops.thread:
-                self._loops.leave(self._frame)
-
-
-class ReadAhead:
-    """Notices something between a loop and its body that fetches items before they are used.
-
-    What reads ahead asks more often before the first step than before the second, while what only
-    passes items on (tqdm), or groups them, asks as often before each. The code that asked is
-    something between where it is no longer at work when the step is made: a plain `for`, which may
-    well skip its first item, is.
-    """
-
-    def __init__(self) -> None:
-        self.reader: CodeType | None = None
-        self.asked_since = 0
-        self.first: int | None = None
-        self.checked = False
-
-    def asked(self, reader: FrameType) -> None:
-        self.reader = reader.f_code
-        self.asked_since += 1
-
-    def stepped(self, caller: FrameType) -> None:
-        """Raises BadInput where items were read ahead of the step."""
-        count, self.asked_since = self.asked_since, 0
-        if self.first is None:
-            self.first = count
-            return
-        self.checked = True
-        if self.first > count and self.reader is not None and not self._at_work(caller):
-            raise BadInput(
-                f"{self.reader.co_qualname} in {self.reader.co_filename} reads ahead of "
-                f"run.loop(): it had fetched {self.first} items before the first step and {count} "
-                f"before the second, so that the position is not the training's. Let run.loop() "
-                f"be the outermost reader"
-            )
-
-    def _at_work(self, caller: FrameType) -> bool:
-        frame: FrameType | None = caller
-        while frame is not None:
-            if frame.f_code is self.reader:
-                return True
-            frame = frame.f_back
-        return False

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from walrecover import plain
 from walrecover.entries import AttemptEntry
 from walrecover.manifest import digest_of
-from walrecover.session.loops import Position
+from walrecover.session.position import Position
 from walrecover.session.restoring import position_tree
 from walrecover.session.saving import Key
 from walrecover.snapshot import Capture

@@ -18,7 +18,7 @@ from walrecover.failpoints import failpoint
 from walrecover.manifest import Manifest
 from walrecover.rundir import RunDir
 from walrecover.session import replicas
-from walrecover.session.loops import Place, Position
+from walrecover.session.position import Place, Position
 from walrecover.session.replicas import Repair
 from walrecover.stepcounts import Take
 from walrecover.torch_adapter import memory

@@ -28,10 +28,12 @@ from walrecover.rundir import RunDir
 from walrecover.session import imports
 from walrecover.session.agreeing import MEASURED_STEPS, Agreement
 from walrecover.session.exceptions import describe
+from walrecover.session.iterating import Loop
 from walrecover.session.leaving import Leaving
-from walrecover.session.loops import Loop, Loops, Position
+from walrecover.session.loops import Loops
 from walrecover.session.meeting import Meeting
 from walrecover.session.moment import Captures, living
+from walrecover.session.position import Position
 from walrecover.session.restoring import Restored
 from walrecover.session.salvage import Outcome, Salvage
 from walrecover.session.saving import Key, Saver

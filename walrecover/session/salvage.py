@@ -14,8 +14,9 @@ from typing import Any, NamedTuple
 
 from walrecover.errors import StorageFailed, WalrecoverError
 from walrecover.plain import Unstorable
-from walrecover.session.loops import Loops, Position
+from walrecover.session.loops import Loops
 from walrecover.session.moment import Captures, Moment, counts
+from walrecover.session.position import Position
 from walrecover.session.restoring import position_tree
 from walrecover.session.saving import Key, Saver
 from walrecover.torch_adapter import rng
