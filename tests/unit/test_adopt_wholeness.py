@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import subprocess
@@ -133,6 +134,44 @@ def test_another_zip_is_whole_with_every_crc() -> None:
     data = buffer.getvalue()
     assert deep(data, "state.npz")[:2] == ("zip", True)
     assert not any(deep(data[:size], "state.npz").whole for size in range(0, len(data), 13))
+
+
+METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_p8_any_flipped_bit_of_a_zip_gets_an_answer(method: int) -> None:
+    """Whatever zipfile raises at it: nothing but a failing disk is an error here."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", method) as archive:
+        archive.writestr(zipfile.ZipInfo("a/data.pkl"), bytes(range(64)), method)
+    data = buffer.getvalue()
+    assert deep(data).whole
+    for place in range(len(data)):
+        for bit in range(8):
+            changed = bytearray(data)
+            changed[place] ^= 1 << bit
+            found = deep(bytes(changed))
+            assert found.whole is not False or found.reason, (place, bit)
+
+
+@pytest.mark.parametrize(("number", "says"), [(errno.EIO, "raises"), (errno.EINVAL, "torn")])
+def test_a_failing_disk_is_not_taken_for_a_torn_file(number: int, says: str) -> None:
+    class Failing(io.BytesIO):
+        def seek(self, place: int, whence: int = 0, /) -> int:
+            if whence == 0 and place:
+                raise OSError(number, "planted")
+            return super().seek(place, whence)
+
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr("a/data.pkl", b"1")
+    file = Failing(buffer.getvalue())
+    if says == "torn":
+        assert look(file, "model.pt", deep=True).whole is False
+    else:
+        with pytest.raises(OSError, match="planted"):
+            look(file, "model.pt", deep=True)
 
 
 def test_nothing_is_unpickled(tmp_path: Path) -> None:

@@ -6,6 +6,8 @@ its header and lengths. Nothing is unpickled; torch is not imported. Must not wr
 
 from __future__ import annotations
 
+import errno
+import lzma
 import struct
 import zipfile
 import zlib
@@ -17,6 +19,21 @@ CHUNK = 1 << 20
 _ZIP = b"PK\x03\x04"
 _MOST_HEADER = 100_000_000
 """Bytes of a safetensors header, the format's own limit."""
+
+_DAMAGE = (
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+    struct.error,
+    EOFError,  # a member ends before its length
+    ValueError,  # a name that is no UTF-8
+    OverflowError,  # a place beyond what can be sought
+    MemoryError,  # a dictionary or directory that says it is huge
+    NotImplementedError,  # a version, flag or method that zipfile does not know
+    RuntimeError,  # "is encrypted": one bit of a flag
+)
+"""What zipfile raises where a byte of a zip is another one. So are two kinds of OSError: bz2's,
+without a number, and EINVAL for a place before the file's beginning."""
 
 Format = Literal["torch", "zip", "safetensors", "opaque"]
 
@@ -67,10 +84,11 @@ def _look_at_zip(file: IO[bytes], deep: bool) -> Look:
             if not members:
                 return Look(kind, False, reason="holds no member")
             checked = _check_members(archive, members) if deep else "nothing but its directory"
-    except (
-        zipfile.BadZipFile, zlib.error, struct.error, EOFError, ValueError, OverflowError,
-        NotImplementedError, RuntimeError,
-    ) as error:  # fmt: skip
+    except _DAMAGE as error:
+        return Look(kind, False, reason=_sentence(error))
+    except OSError as error:
+        if error.errno not in (None, errno.EINVAL):
+            raise  # it is the disk that fails: this says nothing of the file
         return Look(kind, False, reason=_sentence(error))
     return Look(kind, True, f"{kind}: {checked}")
 
