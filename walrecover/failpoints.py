@@ -45,7 +45,7 @@ NAMES: dict[str, str] = {
     "restore.applied": "every object is restored, nobody was told",
     "restore.announced": "this rank said that it restored",
     "adopt.copied": "a checked copy of a script's file under a temporary name, no version",
-    "adopt.renamed": "the copy, durable under its name; no record names it",
+    "adopt.named": "the copy, durable under its name; no record names it",
     "adopt.recorded": "the version is kept, durable; the journal does not say so",
     "adopt.aside": "a torn file has a second name beside its own",
     "adopt.restored": "the version lies at its path; that may not be durable",

@@ -3,10 +3,13 @@ failpoint, damage, links, late keepers."""
 
 from __future__ import annotations
 
+import errno
 import os
+import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -378,3 +381,72 @@ def test_the_run_itself_is_never_looked_at(place: Place) -> None:
     place.keep()
     everything = [Pattern.parse("**/.*/**/*.pt", place.tree), Pattern.parse("**/*.pt", place.tree)]
     assert list(find(place.tree, everything, place.tree / ".walrecover")) == ["out/model.pt"]
+
+
+# --- what fails once, and what a file system lacks ----------------------------------------------
+
+
+def test_p7_what_could_not_be_put_back_is_put_back_by_the_next_look(place: Place) -> None:
+    """As on a disk with room for a note of what lay there, and none for the file."""
+    place.begin()
+    complete(in_place(place.path(), zipped(1)))
+    place.keep()
+    place.path().write_bytes(zipped(2)[:-9])
+    in_the_way = place.tree / "out" / ".model.pt.walrecover"
+    in_the_way.mkdir()
+    place.end()
+    assert any("cannot be looked after" in line for line in place.said)
+    in_the_way.rmdir()
+    place.begin()
+    assert place.path().read_bytes() == zipped(1)
+
+
+def test_without_hard_links_a_torn_file_is_renamed_and_the_version_put_back(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """FAT, some FUSE; or a file of another user where links to those are refused."""
+    place.begin()
+    complete(in_place(place.path(), zipped(1)))
+    place.keep()
+    link = os.link
+
+    def refuse(source: str | Path, target: str | Path, **options: Any) -> None:
+        if Path(target).parent == place.tree / "out":
+            raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+        link(source, target, **options)
+
+    monkeypatch.setattr(os, "link", refuse)
+    place.path().write_bytes(zipped(2)[:-9])
+    place.path("other.pt").write_bytes(zipped(3)[:-9])
+    place.end()
+    assert place.names() == ["model.pt", "model.pt.torn-1", "other.pt.torn-1"]
+    assert place.path().read_bytes() == zipped(1)
+    assert place.path("model.pt.torn-1").read_bytes() == zipped(2)[:-9]
+
+
+def test_a_late_keeper_of_the_same_name_does_not_take_the_bytes_of_a_record(place: Place) -> None:
+    complete(in_place(place.path(), zipped(1)))
+    place.keep()
+    late = Store(place.store.folder, place.tree, 3)
+    late._last = lambda: 0  # type: ignore[method-assign] # what it saw before it slept
+    complete(in_place(place.path(), zipped(2)))
+    late.adopt("out/model.pt", Stamp.of(os.lstat(place.path())), arrived=False, step=0)
+    first, second = place.store.read()
+    assert place.store.bytes_of(first).read_bytes() == zipped(1)
+    assert place.store.bytes_of(second).read_bytes() == zipped(2)
+
+
+def test_a_folder_that_leads_outside_now_is_refused_before_anything_is_made(
+    place: Place, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    place.begin()
+    deep = place.path("deep")
+    deep.mkdir()
+    (deep / "model.pt").write_bytes(zipped(1))
+    keep(place.store, "out/deep/model.pt", Stamp.of(os.lstat(deep / "model.pt")), place.telling)
+    shutil.rmtree(place.tree / "out")
+    (place.tree / "out").symlink_to(elsewhere)
+    place.end()
+    assert any("leads outside" in line for line in place.said)
+    assert list(elsewhere.iterdir()) == []

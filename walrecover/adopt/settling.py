@@ -55,6 +55,7 @@ class _Look:
         looked = store.looked()
         self._first = looked is None and running is None
         self._looked = {} if looked is None or self._cut_off else looked
+        self._failed: set[str] = set()  # the next look has to look at these again
 
     def all(self) -> None:
         setting = self._setting
@@ -67,7 +68,8 @@ class _Look:
             stamp = stamps.get(path)
             if stamp is None or path in newest or self._is_worth(path, stamps, newest):
                 self._one(path, stamp, newest.get(path))
-        self._store.note_look(find(setting.tree, setting.patterns, setting.root))
+        left = find(setting.tree, setting.patterns, setting.root)
+        self._store.note_look({path: s for path, s in left.items() if path not in self._failed})
 
     def _is_worth(self, path: str, stamps: dict[str, Stamp], newest: dict[str, Kept]) -> bool:
         """Of many files that nobody kept yet, only the newest of a family can stay kept."""
@@ -84,11 +86,14 @@ class _Look:
             found = self._find(path, stamp, newest)
             self._do(path, stamp, found)
         except Changed as error:
+            self._failed.add(path)
             telling.say(f"{error}: left as it is")
         except (NotKept, StorageFailed) as error:
+            self._failed.add(path)
             telling.note(FileRejected(path=path, reason=str(error)))
             telling.say(f"not kept: {error}")
         except OSError as error:
+            self._failed.add(path)
             telling.say(f"{path} cannot be looked after: {error.strerror or error}")
 
     def _find(self, path: str, stamp: Stamp | None, newest: Kept | None) -> Found:

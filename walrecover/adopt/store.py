@@ -193,14 +193,17 @@ class Store:
             number += 1
             record = msgspec.structs.replace(record, number=number)
             bytes_at = self.bytes_of(record)
-            temporary.rename(bytes_at)
+            try:
+                os.link(temporary, bytes_at, follow_symlinks=False)  # replaces nobody's bytes
+            except FileExistsError:
+                continue
             sync_directory(self.files)
-            failpoint("adopt.renamed")
+            failpoint("adopt.named")
             data = msgspec.json.encode(record)
             if create_if_absent(self.records / f"{number:08d}.json", data):
                 failpoint("adopt.recorded")
                 return record
-            bytes_at.rename(temporary)  # a late keeper of an older attempt took the number
+            bytes_at.unlink()  # a late keeper of an older attempt took the number
 
     def bytes_of(self, record: Kept) -> Path:
         name = record.path.rpartition("/")[2]
@@ -225,8 +228,8 @@ class Store:
         versions = [r for r in self.read() if r.path == record.path and r.number <= record.number]
         passed_over: list[Kept] = []
         temporary = target.parent / f".{target.name}.walrecover"
-        os.makedirs(target.parent, exist_ok=True)
         _require_inside(target.parent, self.tree)
+        os.makedirs(target.parent, exist_ok=True)
         try:
             for version in reversed(versions):
                 if self._fill(temporary, version):
@@ -235,7 +238,7 @@ class Store:
             else:
                 raise NotKept(f"no version of {record.path} that is kept verifies")
             aside = self.put_aside(record.path, found) if found else ""
-            _require_same(target, found)
+            _require_same(target, found, or_gone=bool(aside))
             temporary.replace(target)
             failpoint("adopt.restored")
             sync_directory(target.parent)
@@ -266,8 +269,10 @@ class Store:
         return True
 
     def put_aside(self, path: str, found: Stamp) -> str:
-        """Give what lies there a second name beside its own; the same one if it has one already."""
+        """Give what lies there a second name beside its own; the same one if it has one already.
+        Where there are no hard links, that is its only one from then on. Raises Changed."""
         target = self.tree / path
+        _require_same(target, found)
         taken = _asides(target)
         for aside in taken:
             if aside.stat().st_ino == found.inode:
@@ -287,7 +292,7 @@ class Store:
     def remove(self, path: str, found: Stamp) -> None:
         """Take the name of what was put aside. Raises Changed."""
         target = self.tree / path
-        _require_same(target, found)
+        _require_same(target, found, or_gone=True)
         target.unlink(missing_ok=True)
         sync_directory(target.parent)
         self._take_old_asides(path)
@@ -382,12 +387,12 @@ def _link(source: IO[bytes], temporary: Path) -> bool:
         return False
 
 
-def _require_same(path: Path, stamp: Stamp | None) -> None:
+def _require_same(path: Path, stamp: Stamp | None, *, or_gone: bool = False) -> None:
     try:
         now: Stamp | None = Stamp.of(os.lstat(path))
     except FileNotFoundError:
         now = None
-    if now != stamp:
+    if now != stamp and not (or_gone and now is None):
         raise Changed(f"{path} is being written")
 
 
