@@ -25,7 +25,8 @@ class Beat:
     def __init__(self, folder: Path, rank: int) -> None:
         fd = os.open(beat_path(folder, rank), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
-            os.ftruncate(fd, mmap.PAGESIZE)
+            # A hole is not enough: on a full disk SIGBUS ends whoever writes into one.
+            os.posix_fallocate(fd, 0, mmap.PAGESIZE)
             self._map = mmap.mmap(fd, mmap.PAGESIZE)
         finally:
             os.close(fd)

@@ -12,6 +12,9 @@ import pytest
 
 from tests.end_to_end.test_cli import Answer, walrecover
 from tests.support.savers import zipped
+from tests.support.stand_in import write_stand_in
+from walrecover.rundir import RunDir
+from walrecover.supervisor.keeper import HOOK
 
 pytestmark = pytest.mark.system
 ROOT = Path(__file__).parents[2]
@@ -71,3 +74,51 @@ def test_p9_a_full_disk_harms_no_file_and_the_version_comes_back_once_there_is_r
     assert "ran" in adopt(disk, "-c", "print('ran')").out
     assert (disk / "model.pt").read_bytes() == zipped(0, 100000)
     assert (disk / "model.pt.torn-1").read_bytes() == torn
+
+
+COUNTED = """
+from torch.optim.optimizer import Optimizer
+optimizer = Optimizer()
+optimizer.step(); optimizer.step()
+print("trained")
+"""
+
+BEAT = """
+import sys
+from pathlib import Path
+from walrecover.beats import Beat
+try:
+    Beat(Path(sys.argv[1]), 0)
+except OSError as error:
+    print(error.strerror)
+"""
+
+
+def test_p9_no_process_is_ended_by_its_page_on_a_full_disk(disk: Path, tmp_path: Path) -> None:
+    """Whoever writes into a hole for which there is no room gets SIGBUS: neither a script that is
+    adopted, nor one that attaches."""
+    meeting = RunDir(disk / ".walrecover", "run").meeting(1, "ab12")
+    meeting.mkdir(parents=True)
+    write_stand_in(tmp_path / "site")
+    told = {
+        "PYTHONPATH": os.pathsep.join([str(HOOK), str(tmp_path / "site"), str(ROOT)]),
+        "WALRECOVER_DIR": str(disk / ".walrecover"),
+        "WALRECOVER_RUN": "run",
+        "WALRECOVER_ATTEMPT": "1-ab12",
+    }
+
+    def python(*words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-c", *words],
+            env=os.environ | told,
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+
+    fill(disk)
+    adopted = python(COUNTED)
+    assert (adopted.returncode, adopted.stdout) == (0, "trained\n"), adopted
+    assert "steps are not counted" in adopted.stderr and "No space left" in adopted.stderr
+    attached = python(BEAT, str(meeting))
+    assert (attached.returncode, attached.stdout) == (0, "No space left on device\n"), attached

@@ -138,3 +138,18 @@ def test_what_fails_inside_is_one_line_and_the_script_goes_on(
     done = run(hooks + STEPS + "o.step(); o.step(); print('trained')")
     assert done.stdout == "trained\n"
     assert len(done.stderr.splitlines()) == 1 and "steps are not counted" in done.stderr
+
+
+def test_a_finder_that_wraps_ours_does_not_break_the_script(run: Run, meeting: Path) -> None:
+    """Nor somebody who took ours out of `sys.meta_path` and asks it all the same."""
+    finders = """
+import sys
+waiting = sys.meta_path[0]
+class Asks:
+    def find_spec(self, name, path=None, target=None):
+        return waiting.find_spec(name, path, target)
+sys.meta_path[:1] = [Asks()]
+"""
+    done = run(finders + STEPS + "o.step(); print('trained')")
+    assert (done.stdout, done.stderr) == ("trained\n", "")
+    assert beats.furthest(meeting) == 1

@@ -20,16 +20,19 @@ if TYPE_CHECKING:
 class _Waiting:
     """A finder that finds nothing, and is gone once `torch.optim.optimizer` has been imported."""
 
+    _asked = False  # somebody may wrap this finder, and ask it again from inside
+
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
-        if name != "torch.optim.optimizer":
+        if name != "torch.optim.optimizer" or self._asked:
             return None
-        sys.meta_path.remove(self)
-        for finder in sys.meta_path:
-            spec = finder.find_spec(name, path, target)
-            if spec is not None:
-                _quietly(self._register_after, spec.loader)
-                return spec
-        return None
+        self._asked = True
+        from _frozen_importlib import _find_spec  # asks the finders as `import` does
+
+        sys.meta_path[:] = [finder for finder in sys.meta_path if finder is not self]
+        spec = _find_spec(name, path, target)
+        if spec is not None:
+            _quietly(self._register_after, spec.loader)
+        return spec
 
     def _register_after(self, loader: Any) -> None:
         execute = loader.exec_module
@@ -103,7 +106,7 @@ def _claim(resumed: bool) -> tuple[Any, int] | None:
     except OSError:
         os.close(fd)
         return None
-    os.ftruncate(fd, mmap.PAGESIZE)
+    os.posix_fallocate(fd, 0, mmap.PAGESIZE)  # a hole on a full disk ends who writes into it
     page = mmap.mmap(fd, mmap.PAGESIZE)
     step = struct.unpack_from("<Q", page)[0]  # by a process of this attempt that has ended
     if not step and resumed:
