@@ -26,7 +26,8 @@ class _Waiting:
         if name != "torch.optim.optimizer" or self._asked:
             return None
         self._asked = True
-        from _frozen_importlib import _find_spec  # asks the finders as `import` does
+        # It asks the finders as `import` does.
+        from _frozen_importlib import _find_spec  # type: ignore[attr-defined]
 
         sys.meta_path[:] = [finder for finder in sys.meta_path if finder is not self]
         spec = _find_spec(name, path, target)
