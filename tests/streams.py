@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -64,10 +63,3 @@ def rewrite(path: Path, change: Callable[[lmdb.Transaction[bytes]], object]) -> 
         environment.begin(write=True) as transaction,
     ):
         change(transaction)
-
-
-def wait_until(true: Callable[[], object], seconds: float = 20.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < deadline, "it never came true"
-        time.sleep(0.001)

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tests.bench.measure import Row, as_installed, at_most, duration, sample, show
+from tests.support.waiting import wait_until
 from walrecover.events import RestartDecided, Resumed, StepCompleted, WorkerExited, WorkerStarted
 from walrecover.journal import Reader, find_streams
 from walrecover.rehearse.watch import Watch
@@ -41,12 +42,7 @@ class Step(NamedTuple):
 
 
 def wait_for(what: Callable[[], Any]) -> Any:
-    until = time.monotonic() + DEADLINE_SECONDS
-    while not (found := what()):
-        if time.monotonic() > until:
-            raise TimeoutError(what)
-        time.sleep(0.02)
-    return found
+    return wait_until(what, DEADLINE_SECONDS, pause=0.02)
 
 
 @contextlib.contextmanager
@@ -131,7 +127,7 @@ def of_standby(kind: str, folder: Path) -> Ours:
             killed.append(time.time())
             os.kill(pid, signal.SIGKILL)
         wait_for(lambda last=attempt: our_first(watch, last))
-        time.sleep(1)  # its journal is committed a moment later
+        wait_for(lambda: times_of(run)[0][-1] > killed[-1])  # it is committed a moment later
     steps, marks = times_of(run)
     return Ours(beyond(killed, steps), [split_of(kill, marks) for kill in killed], resident)
 

@@ -18,6 +18,7 @@ ROUNDS = 15
 IMPORT_BOUND = 0.040
 MEMORY_BOUND = 40e6
 LOOK_BOUND = 0.030
+SETTLING_SECONDS = 0.5  # until what is measured is what stays
 
 
 def python(code: str, bytecode: Path) -> list[float]:
@@ -76,7 +77,7 @@ def supervisor_memory() -> float:
         )
         assert process.stdout is not None
         process.stdout.readline()
-        time.sleep(0.5)
+        time.sleep(SETTLING_SECONDS)
         memory = psutil.Process(process.pid).memory_info().rss
         process.send_signal(signal.SIGTERM)
         process.wait()

@@ -15,7 +15,8 @@ from typing import NamedTuple
 import lmdb
 import pytest
 
-from tests.streams import STREAM, create, expected, path_of, read, step, wait_until
+from tests.streams import STREAM, create, expected, path_of, read, step
+from tests.support.waiting import wait_until
 from walrecover.failpoints import ENVIRONMENT, NAMES
 from walrecover.journal import Reader, examine, find_streams
 

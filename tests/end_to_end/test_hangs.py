@@ -249,10 +249,12 @@ DIES_UNSEEN = """
         os.setsid()
         other = Rank(1)
         other.step()
-        supervisor = os.environ["WALRECOVER_SUPERVISOR"].split(":")[0]
-        while "rank-00001.beat" not in open(f"/proc/{supervisor}/maps").read():
+        supervisor = "/proc/" + os.environ["WALRECOVER_SUPERVISOR"].split(":")[0]
+        while "rank-00001.beat" not in open(supervisor + "/maps").read():
             time.sleep(0.01)
-        time.sleep(0.5)  # the look that has mapped it takes its pid, too
+        # The look that has mapped it takes its pid, too; behind it the supervisor sleeps.
+        while open(supervisor + "/stat").read().rpartition(") ")[2][0] != "S":
+            time.sleep(0.01)
         os.kill(os.getpid(), signal.SIGKILL)
     elif os.path.exists("again"):
         rank.end()

@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from tests.support.waiting import wait_until
 from walrecover import events as ev
 from walrecover.entries import AttemptEntry, Holder, Plan, attempts
 from walrecover.journal import Reader, find_streams
@@ -29,18 +30,21 @@ DRIVER = """
     from walrecover.errors import WalrecoverError
     from walrecover.policy import Policy
     from walrecover.rundir import RunDir
-    from walrecover.supervisor import supervise
+    from walrecover.supervisor import stopping, supervise
 
     root, policy, options, *command = sys.argv[1:]
+    options = json.loads(options)
+    stopping._SAME_SECONDS = options.pop("same", stopping._SAME_SECONDS)
     try:
         sys.exit(supervise(command, RunDir(Path(root), "run"), Policy(**json.loads(policy)),
-                           **json.loads(options)))
+                           **options))
     except WalrecoverError as error:
         print(f"walrecover: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
 """
 ONCE = {"max_restarts": 0}
 QUICK = {"initial": 0.05, "jitter": 0.0}
+PERSON_SECONDS = 0.3  # from one Ctrl-C to the next: more than between two that are one
 
 
 class Supervised:
@@ -53,6 +57,14 @@ class Supervised:
     def line(self) -> str:
         assert self.process.stdout
         return self.process.stdout.readline().rstrip("\n")
+
+    def says(self, words: str) -> str:
+        """The line of its own with these words, once that has come."""
+        assert self.process.stderr
+        for line in self.process.stderr:
+            if words in line:
+                return line
+        raise AssertionError(f"it ended and never said {words!r}")
 
     def send(self, number: int) -> None:
         self.process.send_signal(number)
@@ -147,13 +159,6 @@ def ends(pid: int, seconds: float = 10.0) -> bool:
         return bool(select.select([fd], [], [], seconds)[0])
     finally:
         os.close(fd)
-
-
-def eventually(condition: Callable[[], bool], seconds: float = 10.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 SLEEP = ["sh", "-c", "echo up; exec sleep 60"]
@@ -379,29 +384,30 @@ def test_a_second_interrupt_kills_at_once(start: Start) -> None:
     supervised = start(*STUBBORN, policy=QUICK)
     assert supervised.line() == "up"
     supervised.send(signal.SIGINT)
-    time.sleep(0.3)
+    supervised.says("a second Ctrl-C kills it")
+    time.sleep(PERSON_SECONDS)
     assert supervised.process.poll() is None
     supervised.send(signal.SIGINT)
-    code, said = supervised.end(5)
-    assert code == 130
-    assert "a second Ctrl-C kills it" in said
+    assert supervised.end(5)[0] == 130
 
 
 def test_one_interrupt_that_arrives_twice_counts_once(start: Start) -> None:
-    supervised = start(*STUBBORN, options={"grace": 1.0})
+    supervised = start(*STUBBORN, options={"grace": 1.0, "same": 60.0})
     assert supervised.line() == "up"
     supervised.send(signal.SIGINT)
-    time.sleep(0.03)
+    supervised.says("asked to stop")  # before that, the kernel would make one of both
     supervised.send(signal.SIGINT)
     assert supervised.end()[0] == 128 + signal.SIGKILL  # after the grace, not by the second
 
 
 def test_a_second_interrupt_also_ends_the_wait_for_what_was_left_behind(start: Start) -> None:
     ignores = "trap '' INT TERM; echo up; sleep 60; sleep 60"
-    supervised = start("sh", "-c", f'trap "exit 3" INT; setsid sh -c "{ignores}" & wait')
+    supervised = start("sh", "-c", f'echo $$; trap "exit 3" INT; setsid sh -c "{ignores}" & wait')
+    command = Path("/proc", supervised.line())
     assert supervised.line() == "up"
     supervised.send(signal.SIGINT)
-    time.sleep(0.4)
+    wait_until(lambda: not command.exists())
+    time.sleep(PERSON_SECONDS)
     assert supervised.process.poll() is None
     supervised.send(signal.SIGINT)
     assert supervised.end(5)[0] == 130
@@ -427,9 +433,7 @@ def test_a_command_that_is_stopped_is_killed_after_the_grace(start: Start) -> No
 def test_a_stop_during_the_backoff_ends_at_once(start: Start) -> None:
     supervised = start("sh", "-c", "echo up; exit 9", policy={"initial": 60.0})
     assert supervised.line() == "up"
-    assert supervised.process.stderr
-    while "restarting" not in supervised.process.stderr.readline():
-        pass
+    supervised.says("restarting")
     supervised.send(signal.SIGTERM)
     assert supervised.end(5)[0] == 128 + signal.SIGTERM
 
@@ -453,7 +457,7 @@ def test_what_was_ignored_stays_ignored(start: Start) -> None:
     )
     assert supervised.line() == "up"
     supervised.send(signal.SIGHUP)
-    time.sleep(0.1)
+    time.sleep(0.1)  # for what must not happen
     assert supervised.process.stdin
     supervised.process.stdin.write("\n")
     supervised.process.stdin.flush()
@@ -523,7 +527,7 @@ def test_orphans_are_reaped_while_the_command_runs(start: Start) -> None:
     supervised = start("sh", "-c", "sh -c 'sleep 0.1 & echo $!'; echo up; exec sleep 60")
     orphan = int(supervised.line())
     assert supervised.line() == "up"
-    eventually(lambda: not os.path.exists(f"/proc/{orphan}"))
+    wait_until(lambda: not os.path.exists(f"/proc/{orphan}"))
     supervised.send(signal.SIGTERM)
     assert supervised.end()[0] == 143
 
@@ -631,9 +635,9 @@ def test_a_superseded_supervisor_does_not_restart(start: Start, run: RunDir) -> 
 def test_a_superseded_supervisor_ends_with_1_even_when_its_command_is_done(
     start: Start, run: RunDir
 ) -> None:
-    supervised = start("sh", "-c", "echo up; sleep 0.5")
+    supervised = start("sh", "-c", "echo up; read line", stdin=subprocess.PIPE)
     assert supervised.line() == "up"
-    enter_attempt(run)
+    enter_attempt(run)  # and what waits for a line meets the end of them
     code, said = supervised.end(10)
     assert code == 1
     assert "took the run over" in said
@@ -666,7 +670,9 @@ def test_a_second_supervisor_is_refused_while_the_first_lives(start: Start, run:
 
 def test_of_two_started_at_once_one_goes_on(start: Start, run: RunDir) -> None:
     for count in range(1, 4):
-        both = [start("sh", "-c", "sleep 1; exit 0") for _ in range(2)]
+        waits = ("sh", "-c", "read line; exit 0")
+        both = [start(*waits, stdin=subprocess.PIPE) for _ in range(2)]
+        wait_until(lambda both=both: any(one.process.poll() is not None for one in both))  # type: ignore[misc]
         assert sorted(supervised.end()[0] for supervised in both) == [0, 2]
         assert len(attempts(Sequence(run.sequence).read())) == count
 
@@ -686,9 +692,7 @@ def test_a_journal_that_cannot_be_written_does_not_end_the_command(start: Start)
 
 def test_it_stays_small_and_imports_no_torch(start: Start) -> None:
     supervised = start("sh", "-c", "exit 9", policy={"initial": 60.0})
-    assert supervised.process.stderr
-    while "restarting" not in supervised.process.stderr.readline():
-        pass  # by now it has swept and looked at the streams, too
+    supervised.says("restarting")  # by now it has swept and looked at the streams, too
     status = Path(f"/proc/{supervised.pid}/status").read_text()
     (peak,) = [line.split()[1] for line in status.splitlines() if line.startswith("VmHWM")]
     assert int(peak) < 40 * 1024

@@ -48,7 +48,7 @@ WORKER = """
     say("up")
     while not stopped:
         time.sleep(0.05)
-    time.sleep(0.3)
+    time.sleep(0.3)  # what its last save takes
     say("saved")
     sys.exit(128 + signal.SIGTERM)
 """

@@ -13,11 +13,11 @@ import os
 import select
 import signal
 import sys
-import time
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+from tests.support.waiting import wait_until
 from walrecover import processes
 from walrecover.beats import Beat
 from walrecover.entries import AttemptEntry, Holder, Plan
@@ -61,17 +61,16 @@ def name_of(pid: int) -> str:
 
 def wait_ready(standbys: Standbys, command: Command, worker: Child) -> int | None:
     """The pid of a standby that waits; None where there is none to come."""
-    until = time.monotonic() + DEADLINE_SECONDS
-    while time.monotonic() < until:
-        standbys.look(command, worker)
-        pid = standbys.pid
-        if pid is None and standbys.seconds_to_look() > DEADLINE_SECONDS:
-            return None
-        if pid is not None and name_of(pid) == "walrecover-wait":
-            return pid
+
+    def settled() -> bool:
         processes.reap(standbys.apart(worker.note_end))
-        time.sleep(0.01)
-    raise TimeoutError("no standby came")
+        standbys.look(command, worker)
+        if standbys.pid is None:
+            return standbys.seconds_to_look() > DEADLINE_SECONDS
+        return name_of(standbys.pid) == "walrecover-wait"
+
+    wait_until(settled, DEADLINE_SECONDS, pause=0.01)
+    return standbys.pid
 
 
 def spoil(what: str, pid: int) -> None:

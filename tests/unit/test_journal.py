@@ -22,9 +22,9 @@ from tests.streams import (
     read,
     rewrite,
     step,
-    wait_until,
     write,
 )
+from tests.support.waiting import wait_until
 from walrecover import failpoints
 from walrecover.codec import chain_of, seal, unseal
 from walrecover.errors import BadInput, Corrupt, StorageFailed, UnsupportedVersion
@@ -133,6 +133,7 @@ def test_an_event_after_a_pause_is_committed_by_itself(
         wait_until(lambda: journal._asleep)  # for good: nothing is left to make durable
         lsn = journal.append(step(number))
         wait_until(lambda lsn=lsn: journal.durable == lsn)  # type: ignore[misc]
+    assert read(journal.path) == expected(4)
 
 
 def test_events_gather_and_sync_does_not_wait_for_that(
@@ -161,6 +162,7 @@ def test_a_quiet_journal_becomes_durable_by_itself(
     monkeypatch.setattr(writer, "IDLE_SECONDS", 0.01)
     journal.append(step(1))
     wait_until(lambda: journal.durable == 2)
+    assert read(journal.path) == expected(2)
 
 
 def test_sync_says_when_it_took_too_long_and_the_event_may_still_become_durable(

@@ -8,13 +8,13 @@ import signal
 import subprocess
 import sys
 import textwrap
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import msgspec
 import pytest
 
+from tests.support.waiting import wait_until
 from walrecover.processes import (
     Seen,
     descendants,
@@ -134,10 +134,8 @@ def test_a_process_whose_first_thread_ended_is_alive(start: Start) -> None:
         """
     )
     assert line(process) == "up"
-    deadline = time.monotonic() + 5
-    while "Z" not in Path(f"/proc/{process.pid}/stat").read_text().split()[2]:
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    stat = Path(f"/proc/{process.pid}/stat")
+    wait_until(lambda: stat.read_text().split()[2] == "Z")
     assert started_at(process.pid) is not None
 
 

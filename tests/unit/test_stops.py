@@ -5,10 +5,10 @@ from __future__ import annotations
 import faulthandler
 import os
 import signal
-import time
 
 import pytest
 
+from tests.support.waiting import wait_until
 from walrecover import stops
 from walrecover.errors import BadInput
 from walrecover.session.stopping import Signals
@@ -34,9 +34,7 @@ def test_the_early_warning_is_noted_and_starts_the_grace() -> None:
     try:
         assert signals.seconds_left() is None
         os.kill(os.getpid(), signal.SIGUSR1)
-        deadline = time.monotonic() + 10
-        while signals.received is None:
-            assert time.monotonic() < deadline
+        wait_until(lambda: signals.received is not None)
         assert signals.received == signal.SIGUSR1
         assert 0 < (signals.seconds_left() or 0) <= 25
     finally:

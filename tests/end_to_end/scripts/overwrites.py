@@ -10,12 +10,12 @@ from __future__ import annotations
 import os
 import signal
 import sys
-import time
 from pathlib import Path
 
 from safetensors.numpy import load
 
 from tests.support.savers import SAVERS, complete, contents_of, tensors, zipped
+from tests.support.waiting import wait_until
 
 
 def version_of(data: bytes, name: str) -> int:
@@ -46,8 +46,7 @@ def main() -> None:
     attempts.write_text(" ".join([*done, str(number)]))
     before = newest_kept()
     complete(SAVERS[saver](path, contents(number + 1)))
-    while newest_kept() == before:
-        time.sleep(0.01)
+    wait_until(lambda: newest_kept() != before, pause=0.01)
     at = int(events[len(done)])
     for event, _ in enumerate(SAVERS[saver](path, contents(number + 2))):
         if event == at:
