@@ -8,6 +8,7 @@ import json
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -120,14 +121,27 @@ def test_the_hook_comes_before_the_one_that_was_there_and_is_put_back() -> None:
 
 
 def test_only_the_training_threads_exception_counts() -> None:
-    host = Host()
+    assert raised_by_a_thread(Host(), lambda: 1 / 0) == []
+
+
+def test_the_training_may_have_a_thread_of_its_own() -> None:
+    class Elsewhere(Host):
+        def trains_in(self, thread: int | None) -> bool:
+            return not super().trains_in(thread)
+
+    (error,) = raised_by_a_thread(Elsewhere(), lambda: 1 / 0)
+    assert isinstance(error, ZeroDivisionError)
+    assert raised_by_a_thread(Elsewhere(), lambda: sys.exit(0)) == []  # that is no failure
+
+
+def raised_by_a_thread(host: Host, work: Callable[[], object]) -> list[BaseException]:
     before, threading.excepthook = threading.excepthook, lambda *_: None
     leaving = Leaving(host)
     try:
-        thread = threading.Thread(target=lambda: 1 / 0)
+        thread = threading.Thread(target=work)
         thread.start()
         thread.join()
-        assert host.seen == []
+        return host.seen
     finally:
         leaving.close()
         threading.excepthook = before

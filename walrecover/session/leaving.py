@@ -74,11 +74,13 @@ class Leaving:
     def _threads_excepthook(self, args: Any) -> None:
         """The script may train in a thread of its own; what ends others is not the training's."""
         host, error, thread = self._host, args.exc_value, args.thread and args.thread.ident
-        if host is not None and error is not None and self._ends_here():
-            self._safely(lambda: host.raised(error) if host.trains_in(thread) else None)
+        # SystemExit comes here, too: it ends the thread, and says nothing of a failure.
+        failed = error is not None and not isinstance(error, SystemExit) and self._ends_here()
+        if host is not None and failed and host.trains_in(thread):
+            self._safely(host.raised, error)
         self._before_in_threads(args)
-        if host is not None and self._ends_here():
-            self._safely(lambda: host.left() if host.trains_in(thread) else None)
+        if self._host is not None and failed and self._host.trains_in(thread):
+            self._safely(self._host.left)
 
     def _at_exit(self) -> None:
         if self._host is not None and os.getpid() == self._owner:
