@@ -77,9 +77,9 @@ def _place(path: Path, name: str, entry: _Entry, start: int, size: int) -> Place
     if not 0 <= begin <= end <= size - start:
         raise Corrupt(f"{path}: {name} lies beyond the file's end: it is cut short")
     dtype, width = _TYPES.get(entry.dtype, ("", 0))
-    if not dtype or any(n < 0 for n in entry.shape):
+    if not dtype:
         raise Corrupt(f"{path}: {name} is a {entry.dtype}, which this release does not know")
-    if end - begin != width * math.prod(entry.shape):
+    if any(n < 0 for n in entry.shape) or end - begin != width * math.prod(entry.shape):
         raise Corrupt(f"{path}: {name} has {end - begin} bytes, which is not its shape's number")
     return Place(dtype, entry.shape, start + begin, end - begin)
 

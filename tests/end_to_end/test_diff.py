@@ -13,7 +13,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from tests.support.forkserver import ROOT, ForkServer
 from tests.support.trial import Trial
@@ -226,6 +228,7 @@ def bad(trained: Path) -> Iterator[Path]:
     (trained / "empty.safetensors").write_bytes(b"")
     header = b'{"w":{"dtype":"F32","shape":[3],"data_offsets":[0,8]}}'
     (trained / "odd.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + b"8" * 8)
+    (trained / "empty.pt").write_bytes(b"")
     (trained / "notes.txt").write_text("neither")
     (trained / "folder").mkdir(exist_ok=True)
     yield trained
@@ -245,6 +248,7 @@ def bad(trained: Path) -> Iterator[Path]:
         ("torn.safetensors", "lies beyond the file's end: it is cut short"),
         ("huge.safetensors", "its header says 1152921504606846976 bytes, the file has"),
         ("empty.safetensors", "its header says 0 bytes"),
+        ("empty.pt", "cannot be read as a checkpoint of torch: EOFError"),
         ("odd.safetensors", "w has 8 bytes, which is not its shape's number"),
     ],
 )
@@ -281,3 +285,14 @@ def test_a_folder_that_no_sequence_commits_is_said_to_be_unproven(
     answer = diff(trained, "trained", str(tmp_path / folder.name))
     assert answer.code == 0
     assert "no sequence commits" in answer.out
+
+
+def test_a_name_in_a_file_gives_no_orders_to_the_terminal(tmp_path: Path) -> None:
+    """Neither where it stands alone, nor in the prefix of a rename."""
+    here = {f"\x1b[2J\r\x9b.{name}": np.ones(2) for name in "ab"}
+    save_file(here | {"\x1b[1mlonely": np.ones(3)}, tmp_path / "a.safetensors")
+    save_file({name: np.ones(2) for name in "ab"}, tmp_path / "b.safetensors")
+    answer = diff(tmp_path, "a.safetensors", "b.safetensors")
+    assert answer.code == 1
+    assert "by `\\x1b[2J\\x0d\\x9b.`" in answer.out and "\\x1b[1mlonely" in answer.out
+    assert not {char for char in answer.out if char != "\n" and not char.isprintable()}

@@ -79,3 +79,11 @@ def test_a_hostile_entry_is_corrupt(tmp_path: Path, entry: object) -> None:
     path.write_bytes(len(header).to_bytes(8, "little") + header + b"8" * 8)
     with pytest.raises(Corrupt):
         tensorfile.places(path)
+
+
+def test_a_shape_below_zero_is_no_shape(tmp_path: Path) -> None:
+    header = b'{"w":{"dtype":"F32","shape":[-2,-1],"data_offsets":[0,8]}}'
+    path = tmp_path / "c.safetensors"
+    path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(8))
+    with pytest.raises(Corrupt, match="which is not its shape's number"):
+        tensorfile.places(path)

@@ -11,7 +11,7 @@ import click
 from walrecover import difference, renames
 from walrecover.cli.comparing import Child, has_torch
 from walrecover.cli.options import as_json, directory
-from walrecover.cli.output import write_json, write_table
+from walrecover.cli.output import harmless, write_json, write_table
 from walrecover.cli.states import Side, script_of, side_of
 from walrecover.difference import Change, Report, Tensor
 from walrecover.errors import BadInput
@@ -102,7 +102,7 @@ def _print(
     for note in notes:
         click.echo(f"note: {note}")
     for sentence in renames.said([rename for _, rename in report.renamed], "A", "B"):
-        click.echo(f"renamed: {sentence}")
+        click.echo(f"renamed: {harmless(sentence)}")
     ranks = len({change.rank for change in report.changes}) > 1
     for kind, group in groupby(report.changes, key=lambda change: change.kind):
         found = list(group)

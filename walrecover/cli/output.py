@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 
 VERSION = 1
+_CONTROLS = {n: f"\\x{n:02x}" for n in (*range(32), *range(127, 160)) if chr(n) not in "\t\n"}
 
 
 def write_json(body: dict[str, Any]) -> None:
@@ -26,8 +27,14 @@ def _hook(value: Any) -> Any:
     return str(value)
 
 
+def harmless(text: str) -> str:
+    """Text that somebody else wrote, with its control characters shown: a terminal would obey."""
+    return text.translate(_CONTROLS)
+
+
 def write_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """A table on stdout. Cells are text, never markup: they may hold what a script printed."""
+    """A table on stdout. Cells are text, neither markup nor orders to a terminal: they may hold
+    what a script printed."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -37,7 +44,7 @@ def write_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]
     for name in columns:
         table.add_column(name, overflow="fold")
     for row in rows:
-        table.add_row(*(Text(cell) for cell in row))
+        table.add_row(*(Text(harmless(cell)) for cell in row))
     Console().print(table)
 
 

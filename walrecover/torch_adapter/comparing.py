@@ -173,7 +173,7 @@ def _load(path: str) -> Any:
                 f"{path} holds a {found[1]}, and reading that would run code: save tensors and "
                 f"plain values alone (state_dicts), or convert the file where you trust it"
             ) from None
-        reason = str(error).partition(". ")[0].partition("\n")[0]
+        reason = str(error).partition(". ")[0].partition("\n")[0] or type(error).__name__
         raise BadInput(f"{path} cannot be read as a checkpoint of torch: {reason}") from None
 
 
