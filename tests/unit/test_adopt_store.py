@@ -17,7 +17,8 @@ from tests.support.savers import SAVERS, Saver, complete, in_place, renamed, ten
 from walrecover import failpoints
 from walrecover.adopt.patterns import Pattern, Stamp, find
 from walrecover.adopt.settling import Setting, Telling, keep, settle
-from walrecover.adopt.store import Changed, NotKept, Store
+from walrecover.adopt.store import Store
+from walrecover.adopt.tree import Changed, NotKept
 from walrecover.events import Event, FileAdopted, FileRejected, FileRestored
 
 POINTS = [name for name in failpoints.NAMES if name.startswith("adopt.")]

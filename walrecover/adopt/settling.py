@@ -13,7 +13,8 @@ from typing import NamedTuple
 from walrecover import adoption
 from walrecover.adopt import wholeness
 from walrecover.adopt.patterns import Pattern, Stamp, find
-from walrecover.adopt.store import Changed, NotKept, Store, digest_of, open_stamped
+from walrecover.adopt.store import Store, digest_of
+from walrecover.adopt.tree import Changed, NotKept, open_stamped
 from walrecover.adoption import Found, Kept
 from walrecover.errors import StorageFailed
 from walrecover.events import Event, FileAdopted, FileRejected, FileRestored
@@ -129,8 +130,7 @@ class _Look:
         elif verdict.action == "put back" and verdict.kept is not None:
             self._put_back(verdict.kept, stamp, verdict.reason)
         elif verdict.action == "put aside" and stamp is not None:
-            aside = self._store.put_aside(path, stamp)
-            self._store.remove(path, stamp)
+            aside = self._store.take_away(path, stamp)
             self._telling.note(
                 FileRejected(path=path, reason=verdict.reason, bytes=found.bytes, aside=aside)
             )

@@ -1,7 +1,8 @@
 """The versions that are kept of adopted files, and putting them back.
 
 Owns `runs/<run>/adopted/`: bytes first, durable, then the record that commits them; and the one
-way in which a file of the user's tree is replaced. Must not decide what to keep or put back.
+way in which a file of the user's tree is replaced (`tree` opens those and puts them aside). Must
+not decide what to keep or put back.
 
     files/00000012-model.pt       the bytes
     records/00000012.json         the record: created only if absent, last
@@ -26,9 +27,19 @@ import msgspec
 from blake3 import blake3
 
 from walrecover.adopt import wholeness
-from walrecover.adopt.patterns import ASIDE, Stamp
+from walrecover.adopt.patterns import Stamp
+from walrecover.adopt.tree import (
+    NO_LINK,
+    Changed,
+    NotKept,
+    create_file,
+    open_file,
+    put_aside,
+    require_inside,
+    require_same,
+    thin_asides,
+)
 from walrecover.adoption import How, Kept, retained
-from walrecover.errors import WalrecoverError
 from walrecover.failpoints import failpoint
 from walrecover.files import (
     create_if_absent,
@@ -41,21 +52,8 @@ from walrecover.files import (
 
 _FICLONE = 0x40049409
 _NO_REFLINK = {errno.EOPNOTSUPP, errno.EXDEV, errno.EINVAL, errno.ENOTTY, errno.ENOSYS, errno.EPERM}
-_NO_LINK = {errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EACCES}
 ROOM = 2
 """Of a file's size: free space below which no copy of it is begun."""
-
-
-class NotKept(WalrecoverError):
-    """This version cannot be kept. `torn`: because it is not whole."""
-
-    def __init__(self, message: str, *, torn: bool = False, format: str = "opaque") -> None:
-        super().__init__(message)
-        self.torn, self.format = torn, format
-
-
-class Changed(NotKept):
-    """The file is another one than when it was looked at: somebody writes it."""
 
 
 class Running(msgspec.Struct, frozen=True):
@@ -130,13 +128,13 @@ class Store:
         own = [record for record in self.read() if record.path == path]
         temporary = self.files / f".{os.urandom(8).hex()}"
         try:
-            with _open(self.tree / path) as source:
+            with open_file(self.tree / path) as source:
                 if Stamp.of(os.fstat(source.fileno())) != stamp:
                     raise Changed(f"{path} is being written")
                 mode = stat.S_IMODE(os.fstat(source.fileno()).st_mode)
                 how = self._take(source, temporary, arrived)
                 look, digest = self._check(temporary, path, trust)
-                _require_same(self.tree / path, stamp)
+                require_same(self.tree / path, stamp)
             if own and own[-1].digest == digest:
                 return own[-1]
             failpoint("adopt.copied")
@@ -162,7 +160,7 @@ class Store:
         if arrived and _link(source, temporary):
             return "link"
         self._require_room(os.fstat(source.fileno()).st_size)
-        with _create(temporary) as target:
+        with create_file(temporary) as target:
             while chunk := source.read(wholeness.CHUNK):
                 target.write(chunk)
                 self.breathe()
@@ -177,7 +175,7 @@ class Store:
 
     def _check(self, kept: Path, path: str, trust: str) -> tuple[wholeness.Look, str]:
         """The kept bytes, made durable: what they show, and their digest."""
-        with _open(kept) as file:
+        with open_file(kept) as file:
             look = wholeness.look(file, path, deep=True)
             if look.whole is False:
                 raise NotKept(f"{path} {look.reason}", torn=True, format=look.format)
@@ -228,7 +226,7 @@ class Store:
         versions = [r for r in self.read() if r.path == record.path and r.number <= record.number]
         passed_over: list[Kept] = []
         temporary = target.parent / f".{target.name}.walrecover"
-        _require_inside(target.parent, self.tree)
+        require_inside(target.parent, self.tree)
         os.makedirs(target.parent, exist_ok=True)
         try:
             for version in reversed(versions):
@@ -237,25 +235,39 @@ class Store:
                 passed_over.append(version)
             else:
                 raise NotKept(f"no version of {record.path} that is kept verifies")
-            aside = self.put_aside(record.path, found) if found else ""
-            _require_same(target, found, or_gone=bool(aside))
+            aside = put_aside(target, found) if found else None
+            require_same(target, found, or_gone=found is not None)
             temporary.replace(target)
             failpoint("adopt.restored")
             sync_directory(target.parent)
         finally:
             temporary.unlink(missing_ok=True)
         if found:
-            self._take_old_asides(record.path)
-        return Put(version, aside, tuple(passed_over))
+            thin_asides(target, self.keep)
+        where = self._relative(aside) if aside else ""
+        return Put(version, where, tuple(passed_over))
+
+    def take_away(self, path: str, found: Stamp) -> str:
+        """Put aside what lies there, and nothing in its place; where it is now. Raises Changed."""
+        target = self.tree / path
+        aside = put_aside(target, found)
+        require_same(target, found, or_gone=True)
+        target.unlink(missing_ok=True)
+        sync_directory(target.parent)
+        thin_asides(target, self.keep)
+        return self._relative(aside)
+
+    def _relative(self, path: Path) -> str:
+        return path.relative_to(self.tree).as_posix()
 
     def _fill(self, temporary: Path, version: Kept) -> bool:
         """Write this version's bytes; False where they are not the ones that were kept."""
         temporary.unlink(missing_ok=True)
         try:
-            source = _open(self.bytes_of(version))
+            source = open_file(self.bytes_of(version))
         except OSError:
             return False
-        with source, _create(temporary) as target:
+        with source, create_file(temporary) as target:
             hasher = blake3()
             while chunk := source.read(wholeness.CHUNK):
                 hasher.update(chunk)
@@ -267,43 +279,6 @@ class Store:
             os.utime(target.fileno(), ns=(time.time_ns(), version.mtime_ns))
             os.fsync(target.fileno())
         return True
-
-    def put_aside(self, path: str, found: Stamp) -> str:
-        """Give what lies there a second name beside its own; the same one if it has one already.
-        Where there are no hard links, that is its only one from then on. Raises Changed."""
-        target = self.tree / path
-        _require_same(target, found)
-        taken = _asides(target)
-        for aside in taken:
-            if aside.stat().st_ino == found.inode:
-                return self._relative(aside)
-        number = 1 + max((_number(aside) for aside in taken), default=0)
-        aside = target.with_name(f"{target.name}{ASIDE}{number}")
-        try:
-            os.link(target, aside, follow_symlinks=False)
-        except OSError as error:
-            if error.errno not in _NO_LINK:
-                raise
-            target.rename(aside)
-        sync_directory(target.parent)
-        failpoint("adopt.aside")
-        return self._relative(aside)
-
-    def remove(self, path: str, found: Stamp) -> None:
-        """Take the name of what was put aside. Raises Changed."""
-        target = self.tree / path
-        _require_same(target, found, or_gone=True)
-        target.unlink(missing_ok=True)
-        sync_directory(target.parent)
-        self._take_old_asides(path)
-
-    def _take_old_asides(self, path: str) -> None:
-        taken = sorted(_asides(self.tree / path), key=_number)
-        for aside in taken[: -self.keep]:
-            aside.unlink(missing_ok=True)
-
-    def _relative(self, path: Path) -> str:
-        return path.relative_to(self.tree).as_posix()
 
     # --- what was looked at ---------------------------------------------------------------------
 
@@ -347,23 +322,8 @@ def digest_of(file: IO[bytes]) -> str:
     return hasher.hexdigest()
 
 
-def open_stamped(path: Path) -> tuple[IO[bytes], Stamp]:
-    file = _open(path)
-    return file, Stamp.of(os.fstat(file.fileno()))
-
-
-def _open(path: Path) -> IO[bytes]:
-    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-    return os.fdopen(os.open(path, flags), "rb")
-
-
-def _create(path: Path) -> IO[bytes]:
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-    return os.fdopen(os.open(path, flags, 0o600), "wb")
-
-
 def _reflink(source: IO[bytes], temporary: Path) -> bool:
-    with _create(temporary) as target:
+    with create_file(temporary) as target:
         try:
             fcntl.ioctl(target, _FICLONE, source.fileno())
             return True
@@ -382,33 +342,6 @@ def _link(source: IO[bytes], temporary: Path) -> bool:
         os.link(f"/proc/self/fd/{fd}", temporary, src_dir_fd=fd, follow_symlinks=True)
         return True
     except OSError as error:
-        if error.errno not in _NO_LINK and error.errno != errno.ENOENT:
+        if error.errno not in NO_LINK and error.errno != errno.ENOENT:
             raise
         return False
-
-
-def _require_same(path: Path, stamp: Stamp | None, *, or_gone: bool = False) -> None:
-    try:
-        now: Stamp | None = Stamp.of(os.lstat(path))
-    except FileNotFoundError:
-        now = None
-    if now != stamp and not (or_gone and now is None):
-        raise Changed(f"{path} is being written")
-
-
-def _require_inside(folder: Path, tree: Path) -> None:
-    if not Path(os.path.realpath(folder)).is_relative_to(os.path.realpath(tree)):
-        raise NotKept(f"{folder} leads outside {tree} now")
-
-
-def _asides(target: Path) -> list[Path]:
-    start = target.name + ASIDE
-    return [
-        target.with_name(name)
-        for name in os.listdir(target.parent)
-        if name.startswith(start) and name[len(start) :].isdecimal()
-    ]
-
-
-def _number(aside: Path) -> int:
-    return int(aside.name.rpartition(ASIDE)[2])

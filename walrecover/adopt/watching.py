@@ -26,7 +26,8 @@ from watchdog.observers import Observer
 from walrecover.adopt import wholeness
 from walrecover.adopt.patterns import Pattern, Stamp, find
 from walrecover.adopt.settling import Setting, Telling, keep
-from walrecover.adopt.store import Changed, NotKept, Store, open_stamped
+from walrecover.adopt.store import Store
+from walrecover.adopt.tree import Changed, NotKept, open_stamped
 from walrecover.errors import StorageFailed
 
 if TYPE_CHECKING:
