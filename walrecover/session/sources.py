@@ -153,6 +153,8 @@ class Known:
 
     def tree(self) -> list[Any]:
         """What is kept: for every loop its generators' first and present states."""
+        if not self._met and not self._kept:  # asked at every boundary
+            return []
         return [
             [list(path), [[first, rng.generator_state(g)] for g, first in met]]
             for path, met in self._met.items()
