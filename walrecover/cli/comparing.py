@@ -11,7 +11,6 @@ import os
 import signal
 import subprocess
 import sys
-from types import TracebackType
 from typing import Any
 
 import msgspec
@@ -24,20 +23,13 @@ def has_torch() -> bool:
 
 
 class Child:
-    """Started by the first question. `with` ends it, and whatever a script started in it."""
+    """Started by the first question."""
 
     def __init__(self) -> None:
         self._process: subprocess.Popen[bytes] | None = None
 
-    def __enter__(self) -> Child:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
+        """End it, and whatever a script started in it."""
         if self._process is None:
             return
         with contextlib.suppress(ProcessLookupError):

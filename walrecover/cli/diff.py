@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import closing
 from itertools import groupby
 from typing import Any
 
@@ -35,7 +36,7 @@ SHOWN = 10
 def command(a: str, b: str, directory: str | None, as_json: bool) -> int:
     if script_of(a) and script_of(b):
         raise BadInput("only one of A and B can be a script: save the other one's state to a file")
-    with Child() as child:
+    with closing(Child()) as child:
         sides = _sides(a, b, directory, child)
         report = difference.compare(sides[0].state, sides[1].state)
         numbers, notes = _measure(report, sides, child)
