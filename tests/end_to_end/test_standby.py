@@ -4,6 +4,7 @@ cold one. On real processes that know nothing of torch; with torch: `test_kills.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import json
@@ -12,6 +13,7 @@ import resource
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -253,6 +255,57 @@ def test_a_parked_ones_script_that_was_edited_is_a_cold_start(tmp_path: Path) ->
     told = drive(tmp_path / "run", [sys.executable, str(script)], kind="parked", spoil=spoil)
     assert (told["standby"], told["code"]) == ("", "exit code 4")
     assert told.out.splitlines() == ["top half False", "top half True", "2-00000000 False"]
+
+
+DEAF = """
+import os, signal, sys
+from pathlib import Path
+from walrecover import promotion
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+promotion.arrive()
+from walrecover.beats import Beat
+from walrecover.events import AttemptBegun, ModulesImported
+from walrecover.journal import Journal
+from walrecover.rundir import RunDir
+signal.signal(signal.SIGTERM, signal.SIG_DFL)
+number, _, nonce = os.environ["WALRECOVER_ATTEMPT"].partition("-")
+run = RunDir(Path(os.environ["WALRECOVER_DIR"]), os.environ["WALRECOVER_RUN"])
+Beat(run.meeting(int(number), nonce), 0).say("training", 1)
+first = AttemptBegun(
+    run=run.name, attempt=int(number), nonce=nonce, writer="rank-0", pid=os.getpid()
+)
+journal = Journal.create(run.stream(int(number), nonce, "rank-0"), attempt=int(number), first=first)
+journal.append(ModulesImported(names=()))
+while True: signal.pause()
+"""
+
+
+def test_a_stop_does_not_wait_for_a_standby_that_ignores_signals(tmp_path: Path) -> None:
+    (tmp_path / "deaf.py").write_text(DEAF)
+    command = [sys.executable, "-m", "walrecover.cli", "run", "--dir", str(tmp_path / "runs")]
+    command += ["--grace", "10m", "--standby", "parked", "--", sys.executable, "deaf.py"]
+    environ = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(command, cwd=tmp_path, env=environ) as supervisor:
+        try:
+            standby = waiting_below(supervisor)
+            supervisor.send_signal(signal.SIGTERM)
+            assert supervisor.wait(60) == 128 + signal.SIGTERM
+            assert not Path(f"/proc/{standby}").exists()
+        finally:
+            supervisor.kill()
+
+
+def waiting_below(supervisor: subprocess.Popen[bytes]) -> int:
+    """The pid of the standby, once it waits."""
+    children = Path(f"/proc/{supervisor.pid}/task/{supervisor.pid}/children")
+    until = time.monotonic() + 60
+    while supervisor.poll() is None and time.monotonic() < until:
+        for pid in children.read_text().split():
+            with contextlib.suppress(OSError):
+                if Path(f"/proc/{pid}/comm").read_text().strip() == "walrecover-wait":
+                    return int(pid)
+        time.sleep(0.05)
+    raise TimeoutError("no standby came")
 
 
 def test_a_standby_whose_hook_never_ran_does_not_train(tmp_path: Path) -> None:

@@ -165,11 +165,17 @@ class Standbys:
 
         return heard
 
-    def close(self) -> None:
-        """End the standby, and what it has started."""
+    def dismiss(self) -> None:
+        """There will be no other attempt: free the memory. It may catch signals by now, as its
+        script does, so it is not asked."""
+        self._starts_left = 0
         if self._standby is not None:
             self._standby.close()
             self._standby = None
+
+    def close(self) -> None:
+        """End the standby, and what it has started."""
+        self.dismiss()
         if self._unreaped:
             kill_tree(0.0, self.apart(lambda pid, status, peak: None))
 

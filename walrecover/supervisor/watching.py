@@ -94,6 +94,8 @@ class Watch:
         """Wait for the child's end, or for a reason to end it, which is returned."""
         look = time.monotonic() + FIRST_LOOK_SECONDS
         while True:
+            if self._stopping.asked is not None:
+                self._standbys.dismiss()
             reap(self._standbys.apart(child.note_end))
             if child.ending is not None:
                 return None
