@@ -8,6 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+MOST, HEAD = 4000, 1000
+"""Characters of a text that is kept, and of its beginning where it is cut."""
+
 
 def shortened(text: str, most: int = 200) -> str:
     """One line for people: the first, and where a traceback follows it, the last as well."""
@@ -18,6 +21,12 @@ def shortened(text: str, most: int = 200) -> str:
     else:
         joined = lines[0] if lines else ""
     return joined if len(joined) <= most else joined[: most - 1] + "…"
+
+
+def cut(text: str) -> str:
+    """A text that is kept, without its middle where it is too long: patterns are searched in it,
+    and some take the square of its length. A loader worker's ends with the error it reports."""
+    return text if len(text) <= MOST else f"{text[:HEAD]} … {text[HEAD - MOST :]}"
 
 
 def size(count: int) -> str:

@@ -18,6 +18,7 @@ from walrecover.causes import Evidence, classify
 from walrecover.rundir import RunDir
 from walrecover.supervisor.child import Ending
 from walrecover.supervisor.evidence import Before, memory_cgroup, read_error_file
+from walrecover.wording import MOST
 
 PLAIN: dict[str, Any] = {"started": True, "forced": None, "asked": None, "peak": 0}
 
@@ -113,6 +114,22 @@ def test_a_long_output_is_read_from_its_end_only(tmp_path: Path, run: RunDir) ->
     log.write_bytes(b"x" * 79 + b"\n" + b"y" * (1 << 20) + b"\xff\nlast\n")
     assert look(before, run).log[-1] == "last"
     assert sum(map(len, look(before, run).log)) <= 64 << 10
+
+
+def test_what_takes_the_square_of_its_length_is_searched_in_little(
+    tmp_path: Path, run: RunDir
+) -> None:
+    """A line of 64 KiB like this one held the supervisor up for 16 s."""
+    log = tmp_path / "train.log"
+    before = Before.note({}, (str(log),))
+    log.write_text("ValueError: " + "inf " * 16_000 + "at the end\n")
+    found = look(before, run)
+    assert [len(line) for line in found.log] == [MOST + 3]
+    assert found.log[0].startswith("ValueError: inf ") and found.log[0].endswith("at the end")
+    assert classify(found).cause == "code"
+    (tmp_path / "error.json").write_text(json.dumps({"message": log.read_text()}))
+    event = read_error_file(tmp_path / "error.json")
+    assert event is not None and event.kind == "ValueError" and len(event.message) < MOST
 
 
 # --- streams ------------------------------------------------------------------------------------

@@ -16,8 +16,9 @@ import pytest
 import torch
 
 from walrecover.session.code import redacted_text
-from walrecover.session.exceptions import MAX_MESSAGE, describe
+from walrecover.session.exceptions import describe
 from walrecover.session.leaving import Leaving
+from walrecover.wording import MOST
 
 
 def caught(call: Any) -> BaseException:
@@ -50,7 +51,7 @@ def test_a_frame_is_named_where_all_of_it_is_library_code() -> None:
 def test_a_long_message_keeps_its_head_and_its_end() -> None:
     # Time in the square of its length would be hours here.
     message = describe(RuntimeError("a" * 2_000_000 + "the error itself"), 0).message
-    assert len(message) <= MAX_MESSAGE + 3
+    assert len(message) <= MOST + 3
     assert message.startswith("aaa") and message.endswith("the error itself")
 
 

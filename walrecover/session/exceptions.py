@@ -16,9 +16,8 @@ from typing import NamedTuple
 from walrecover.events import ExceptionRaised
 from walrecover.session.code import redacted_text
 from walrecover.session.loops import Frame as LoopFrame
+from walrecover.wording import cut
 
-MAX_MESSAGE = 4000
-_HEAD = 1000  # of a message that is cut: a loader worker's ends with the error that it reports
 _FOREIGN = (f"{os.sep}site-packages{os.sep}", f"{os.sep}dist-packages{os.sep}")
 
 
@@ -79,7 +78,4 @@ def _message(error: BaseException) -> str:
         text = redacted_text(str(error))
     except Exception as failure:  # a __str__ of the user's own
         return f"(its message cannot be read: {type(failure).__name__})"
-    text = text.encode("utf-8", "replace").decode()
-    if len(text) <= MAX_MESSAGE:
-        return text
-    return f"{text[:_HEAD]} … {text[_HEAD - MAX_MESSAGE :]}"
+    return cut(text.encode("utf-8", "replace").decode())

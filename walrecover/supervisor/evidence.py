@@ -28,6 +28,7 @@ from walrecover.rundir import RunDir
 from walrecover.state import StreamRecord
 from walrecover.supervisor.child import Ending
 from walrecover.supervisor.handover import ERROR_FILE
+from walrecover.wording import cut
 
 TAIL_EVENTS = 32
 TAIL_BYTES = 64 << 10
@@ -260,10 +261,11 @@ def read_error_file(path: Path) -> ExceptionRaised | None:
         at = float(said.extraInfo.timestamp)
     except (OSError, ValueError):  # msgspec's errors are ValueErrors
         return None
-    kind, _, message = said.message.partition(": ")
+    text = cut(said.message)
+    kind, _, message = text.partition(": ")
     if not re.fullmatch(r"[\w.]+", kind):
-        kind, message = "Exception", said.message
-    if not said.message:
+        kind, message = "Exception", text
+    if not text:
         return None
     file, line, function = _innermost(said.extraInfo.py_callstack)
     return ExceptionRaised(
@@ -315,5 +317,5 @@ def _new_lines(outputs: Iterable[tuple[str, int]]) -> tuple[str, ...]:
             start = max(before if size >= before else 0, size - TAIL_BYTES)
             file.seek(start)
             text = file.read(TAIL_BYTES).decode(errors="replace")
-            lines += [line for line in text.splitlines() if not line.startswith("walrecover: ")]
+            lines += [cut(s) for s in text.splitlines() if not s.startswith("walrecover: ")]
     return tuple(lines[-MOST_LINES:])
