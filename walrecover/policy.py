@@ -17,6 +17,9 @@ from walrecover.wording import signal_name
 
 Action = Literal["restart", "stop", "rewind"]
 
+SCALE = re.compile(r"([*/])(\d+)", re.ASCII)
+"""Of a variable's value; by anything else it is replaced."""
+
 MOST_DOUBLINGS = 64
 """Of the delay: far beyond any cap, and no overflow after that."""
 
@@ -250,7 +253,7 @@ def change(environ: Mapping[str, str], changes: Mapping[str, str]) -> tuple[dict
 
 
 def _scaled(before: str | None, wanted: str) -> str | None:
-    scale = re.fullmatch(r"([*/])(\d+)", wanted)
+    scale = SCALE.fullmatch(wanted)
     if scale is None:
         return wanted
     if before is None or not re.fullmatch(r"\s*\d+\s*", before):

@@ -13,7 +13,7 @@ import msgspec
 from walrecover import hangs
 from walrecover.causes import CAUSES, Pattern
 from walrecover.errors import BadInput
-from walrecover.policy import Action, Policy, Treatment
+from walrecover.policy import SCALE, Action, Policy, Treatment
 
 FILE = "walrecover.yaml"
 SCHEMA = "https://json-schema.org/draft/2020-12/schema"
@@ -62,8 +62,11 @@ class Environment:
                 raise ValueError(f"{name!r} cannot name a variable")
             if not isinstance(value, str | int | float) or isinstance(value, bool):
                 raise ValueError(f"{name}: {value!r} is neither a number nor a text")
-            if value in ("/0", "*0"):
-                raise ValueError(f"{name}: {value} leaves nothing")
+            if scale := SCALE.fullmatch(str(value)):
+                if not int(scale[2]):
+                    raise ValueError(f"{name}: {value} leaves nothing")
+            elif "\0" in str(value):
+                raise ValueError(f"{name}: {value!r} cannot be the value of a variable")
         self.changes = {name: str(value) for name, value in given.items()}
 
 

@@ -113,6 +113,8 @@ def test_an_empty_file_is_the_default_policy(text: bytes) -> None:
         ("causes: {data: {environment: {1X: /2}}}", "$.causes.data.environment", "'1X' cannot"),
         ("causes: {data: {environment: {X: [1]}}}", "$.causes.data.environment", "neither"),
         ("causes: {data: {environment: {X: /0}}}", "$.causes.data.environment", "leaves nothing"),
+        ("causes: {data: {environment: {X: /00}}}", "$.causes.data.environment", "leaves nothing"),
+        (r'causes: {data: {environment: {X: "a\0b"}}}', "$.causes.data.environment", "cannot be"),
         ("causes: {data: {environment: X}}", "$.causes.data.environment", "NAME: /2"),
         ("patterns: [{cause: data}]", "$.patterns[0]", "one of error and log"),
         ("patterns: [{cause: x, log: y}]", "$.patterns[0].cause", "'x'"),
