@@ -254,6 +254,22 @@ def test_a_child_that_cannot_start_is_no_verdict(
         examine(stream, STREAM)
 
 
+@pytest.mark.parametrize("way", ["fork", "spawn"])
+def test_a_child_that_cannot_start_says_why(
+    stream: Path, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    monkeypatch.setattr(inspector, "_may_fork", lambda: way == "fork")
+    raises = "raise OSError(24, 'Too many\\nopen files')"
+    if way == "fork":
+        monkeypatch.setattr(inspector, "_die_quietly", lambda: exec(raises))
+    else:
+        said = inspector._SPAWNED.replace("inspector.serve()", raises)
+        monkeypatch.setattr(inspector, "_SPAWNED", said)
+    said = r"cannot start \(1: OSError: \[Errno 24\] Too many open files\)"
+    with pytest.raises(StorageFailed, match=said):
+        examine(stream, STREAM)
+
+
 def _child(does: str) -> str:
     """A child that begins with the first stream and then does something else."""
     return (

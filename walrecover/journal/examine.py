@@ -125,21 +125,22 @@ def _read_some(jobs: list[Job], patience: float) -> dict[StreamId, Report]:
                 job = jobs[index]
                 reports[job.stream] = _report(job, cursor, said.kind, said.problem)
         status, silent = inspector.status(), inspector.silent
+    words = f"{status}: {inspector.last_words}" if inspector.last_words else f"{status}"
     if cursor is None:
-        raise StorageFailed(f"the process that examines the journal cannot start ({status})")
+        raise StorageFailed(f"the process that examines the journal cannot start ({words})")
     job = jobs[index]
     if job.stream not in reports:
         reports[job.stream] = (
             _report(job, cursor, "Corrupt", f"reading behind event {cursor.lsn} does not end")
             if silent
-            else _report_death(job, cursor, status, patience)
+            else _report_death(job, cursor, status, words, patience)
         )
     return reports
 
 
-def _report_death(job: Job, cursor: Cursor, status: int, patience: float) -> Report:
+def _report_death(job: Job, cursor: Cursor, status: int, words: str, patience: float) -> Report:
     if -status not in BY_DAMAGE:
-        problem = f"the process that examined it ended with {status}"
+        problem = f"the process that examined it ended with {words}"
         return _report(job, cursor, "StorageFailed", problem)
     if job.chunk > 1:
         # Again, an event at a time, to know exactly how far it can be read.

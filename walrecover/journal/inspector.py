@@ -27,10 +27,19 @@ from walrecover.journal.stream import Cursor, StreamId
 BY_DAMAGE = frozenset((signal.SIGBUS, signal.SIGSEGV, signal.SIGABRT, signal.SIGFPE, signal.SIGILL))
 
 # Without `site`, which takes longer than the rest; the parent's path stands in for it.
-_SPAWNED = (
-    "import sys; sys.path[:] = sys.argv[1:]; from walrecover.journal import inspector; "
-    "inspector.serve()"
-)
+_SPAWNED = """
+import sys
+sys.path[:] = sys.argv[1:]
+try:
+    from walrecover.journal import inspector
+    inspector.serve()
+except BaseException as error:
+    words = " ".join(f"{type(error).__name__}: {error}".split())
+    sys.stdout.buffer.write(f"!{words}\\n".encode(errors="replace"))
+    sys.exit(1)
+"""
+_LAST_WORDS = b"!"
+"""In front of a line that is no JSON: the error that ended the child."""
 
 
 class Job(msgspec.Struct, frozen=True):
@@ -72,6 +81,12 @@ def _say(out: int, said: Said) -> None:
         line = line[os.write(out, line) :]
 
 
+def _say_last(out: int, error: BaseException) -> None:
+    words = " ".join(f"{type(error).__name__}: {error}".split())
+    with contextlib.suppress(OSError):
+        os.write(out, _LAST_WORDS + words.encode(errors="replace") + b"\n")
+
+
 def serve() -> None:
     """The spawned child's whole life."""
     _die_quietly()
@@ -95,6 +110,7 @@ class Inspector:
         self._wait = wait
         self._status: int | None = None
         self.silent = False
+        self.last_words = ""
 
     @classmethod
     def start(cls, jobs: list[Job]) -> Inspector:
@@ -128,7 +144,11 @@ class Inspector:
             if not data:
                 return
             *lines, rest = (rest + data).split(b"\n")
-            yield from map(decode, lines)
+            for line in lines:
+                if line.startswith(_LAST_WORDS):
+                    self.last_words = line[1:].decode(errors="replace")
+                else:
+                    yield decode(line)
 
     def status(self) -> int:
         """Its exit status, negative for a signal. Waits for it."""
@@ -162,6 +182,8 @@ def _fork(jobs: list[Job]) -> tuple[int, int, Callable[[], int]]:
             _die_quietly()
             answer(jobs, out)
             status = 0
+        except BaseException as error:
+            _say_last(out, error)
         finally:
             os._exit(status)
     os.close(out)
