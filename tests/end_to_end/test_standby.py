@@ -13,11 +13,12 @@ import resource
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.support.waiting import wait_until
 
 ROOT = Path(__file__).parents[2]
 PROBE = Path(__file__).parent / "scripts" / "probe.py"
@@ -287,7 +288,7 @@ def test_a_stop_does_not_wait_for_a_standby_that_ignores_signals(tmp_path: Path)
     environ = {**os.environ, "PYTHONPATH": str(ROOT)}
     with subprocess.Popen(command, cwd=tmp_path, env=environ) as supervisor:
         try:
-            standby = waiting_below(supervisor)
+            standby = wait_until(lambda: waiting_below(supervisor))
             supervisor.send_signal(signal.SIGTERM)
             assert supervisor.wait(60) == 128 + signal.SIGTERM
             assert not Path(f"/proc/{standby}").exists()
@@ -296,16 +297,14 @@ def test_a_stop_does_not_wait_for_a_standby_that_ignores_signals(tmp_path: Path)
 
 
 def waiting_below(supervisor: subprocess.Popen[bytes]) -> int:
-    """The pid of the standby, once it waits."""
+    """The pid of a standby that waits; 0 where there is none."""
+    assert supervisor.poll() is None
     children = Path(f"/proc/{supervisor.pid}/task/{supervisor.pid}/children")
-    until = time.monotonic() + 60
-    while supervisor.poll() is None and time.monotonic() < until:
-        for pid in children.read_text().split():
-            with contextlib.suppress(OSError):
-                if Path(f"/proc/{pid}/comm").read_text().strip() == "walrecover-wait":
-                    return int(pid)
-        time.sleep(0.05)
-    raise TimeoutError("no standby came")
+    for pid in children.read_text().split():
+        with contextlib.suppress(OSError):
+            if Path(f"/proc/{pid}/comm").read_text().strip() == "walrecover-wait":
+                return int(pid)
+    return 0
 
 
 def test_a_standby_whose_hook_never_ran_does_not_train(tmp_path: Path) -> None:
