@@ -14,7 +14,7 @@ from safetensors.torch import save, save_file
 from walrecover import tensorfile
 from walrecover.errors import Corrupt
 from walrecover.manifest import digest_of
-from walrecover.torch_adapter import memory
+from walrecover.torch_adapter import comparing, memory
 
 TENSORS = {
     "w": torch.randn(3, 4),
@@ -87,3 +87,15 @@ def test_a_shape_below_zero_is_no_shape(tmp_path: Path) -> None:
     path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(8))
     with pytest.raises(Corrupt, match="which is not its shape's number"):
         tensorfile.places(path)
+
+
+@pytest.mark.parametrize("as_zip", [True, False])
+def test_a_file_of_torch_is_mapped_not_read_where_its_format_allows(
+    tmp_path: Path, as_zip: bool
+) -> None:
+    """Two checkpoints to compare need not both fit in memory."""
+    path = tmp_path / "model.pt"
+    torch.save({"w": TENSORS["w"]}, path, _use_new_zipfile_serialization=as_zip)
+    held = comparing._load(str(path))
+    assert torch.equal(held["w"], TENSORS["w"])
+    assert (str(path) in Path("/proc/self/maps").read_text()) is as_zip

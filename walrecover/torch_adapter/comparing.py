@@ -16,6 +16,7 @@ import re
 import runpy
 import sys
 import traceback
+import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
@@ -165,7 +166,12 @@ def _of_shard(snapshots: str, file: Any, at: Any) -> torch.Tensor:
 def _load(path: str) -> Any:
     """What torch.save wrote, as far as reading it runs no code. Raises BadInput."""
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)  # noqa: TID251
+        return torch.load(  # noqa: TID251
+            path,
+            map_location="cpu",
+            weights_only=True,
+            mmap=zipfile.is_zipfile(path),  # two large files need not both fit in memory
+        )
     except Exception as error:  # torch raises whatever its readers meet in a broken file
         found = _GLOBAL.search(str(error))
         if found:
