@@ -1,4 +1,5 @@
-"""How things are said to people: signals, sizes, counts, long texts in one line.
+"""How things are said to people: signals, sizes, counts, long texts in one line,
+secrets not at all.
 
 Pure, and knows nothing of runs. Signals are numbered as on Linux: the lowest floor imports no
 `signal`.
@@ -6,10 +7,26 @@ Pure, and knows nothing of runs. Signals are numbered as on Linux: the lowest fl
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 
 MOST, HEAD = 4000, 1000
 """Characters of a text that is kept, and of its beginning where it is cut."""
+
+# In running text: a name like that with its value, a header's value, and the password of an URL.
+# A number is no secret (`max_tokens=512`). A pattern begins at its key word and its name gives
+# nothing back, so that a long message without blanks takes no longer than another.
+_SECRET_IN_TEXT = (
+    (re.compile(r"(?i)\b(bearer|basic)\s+[\w.~+/=-]{8,}"), r"\1 <redacted>"),
+    (re.compile(r"(://[^\s/:@]*:)[^\s/@]+@"), r"\1<redacted>@"),
+    (
+        re.compile(
+            r"(?i)((?:token|secret|passw|api.?key|credential|auth)[\w-]*+[\"']?\s*[=:]\s*[\"']?)"
+            r"(?![\d.]+\b)(?!bearer\b|basic\b)[^\s\"',;<>()\[\]{}]+"
+        ),
+        r"\1<redacted>",
+    ),
+)
 
 
 def shortened(text: str, most: int = 200) -> str:
@@ -27,6 +44,13 @@ def cut(text: str) -> str:
     """A text that is kept, without its middle where it is too long: patterns are searched in it,
     and some take the square of its length. A loader worker's ends with the error it reports."""
     return text if len(text) <= MOST else f"{text[:HEAD]} … {text[HEAD - MOST :]}"
+
+
+def redacted_text(text: str) -> str:
+    """A message, with the values behind names that look like secrets left out."""
+    for pattern, instead in _SECRET_IN_TEXT:
+        text = pattern.sub(instead, text)
+    return text
 
 
 def size(count: int) -> str:

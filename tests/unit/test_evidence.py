@@ -116,6 +116,18 @@ def test_a_long_output_is_read_from_its_end_only(tmp_path: Path, run: RunDir) ->
     assert sum(map(len, look(before, run).log)) <= 64 << 10
 
 
+def test_what_looks_like_a_secret_is_not_taken_from_output_or_error_files(
+    tmp_path: Path, run: RunDir
+) -> None:
+    log = tmp_path / "train.log"
+    before = Before.note({}, (str(log),))
+    log.write_text("OSError: cannot reach https://me:hunter2@host with api_key=hunter2\n")
+    assert "hunter2" not in str(look(before, run))
+    (tmp_path / "error.json").write_text(json.dumps({"message": log.read_text()}))
+    event = read_error_file(tmp_path / "error.json")
+    assert event is not None and "cannot reach" in event.message and "hunter2" not in event.message
+
+
 def test_what_takes_the_square_of_its_length_is_searched_in_little(
     tmp_path: Path, run: RunDir
 ) -> None:

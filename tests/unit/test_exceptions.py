@@ -15,10 +15,9 @@ from typing import Any
 import pytest
 import torch
 
-from walrecover.session.code import redacted_text
 from walrecover.session.exceptions import describe
 from walrecover.session.leaving import Leaving
-from walrecover.wording import MOST
+from walrecover.wording import MOST, redacted_text
 
 
 def caught(call: Any) -> BaseException:

@@ -27,20 +27,6 @@ ENVIRONMENT = (
     "PYTHONHASHSEED",
 )
 _SECRET = re.compile(r"(?i)(token|secret|passw|api.?key|credential|auth)")
-# In running text: a name like that with its value, a header's value, and the password of an URL.
-# A number is no secret (`max_tokens=512`). A pattern begins at its key word and its name gives
-# nothing back, so that a long message without blanks takes no longer than another.
-_SECRET_IN_TEXT = (
-    (re.compile(r"(?i)\b(bearer|basic)\s+[\w.~+/=-]{8,}"), r"\1 <redacted>"),
-    (re.compile(r"(://[^\s/:@]*:)[^\s/@]+@"), r"\1<redacted>@"),
-    (
-        re.compile(
-            r"(?i)((?:token|secret|passw|api.?key|credential|auth)[\w-]*+[\"']?\s*[=:]\s*[\"']?)"
-            r"(?![\d.]+\b)(?!bearer\b|basic\b)[^\s\"',;<>()\[\]{}]+"
-        ),
-        r"\1<redacted>",
-    ),
-)
 
 
 _ahead: list[tuple[tuple[str, str], dict[str, str]]] = []
@@ -85,13 +71,6 @@ def redacted(argv: list[str]) -> tuple[str, ...]:
                 hide = argument.startswith("-")
         found.append(argument)
     return tuple(found)
-
-
-def redacted_text(text: str) -> str:
-    """A message, with the values behind names that look like secrets left out."""
-    for pattern, instead in _SECRET_IN_TEXT:
-        text = pattern.sub(instead, text)
-    return text
 
 
 def differences(before: Code, now: Code) -> tuple[str, ...]:

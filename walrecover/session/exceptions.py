@@ -14,9 +14,8 @@ from types import CodeType
 from typing import NamedTuple
 
 from walrecover.events import ExceptionRaised
-from walrecover.session.code import redacted_text
 from walrecover.session.loops import Frame as LoopFrame
-from walrecover.wording import cut
+from walrecover.wording import cut, redacted_text
 
 _FOREIGN = (f"{os.sep}site-packages{os.sep}", f"{os.sep}dist-packages{os.sep}")
 

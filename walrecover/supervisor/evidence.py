@@ -28,7 +28,7 @@ from walrecover.rundir import RunDir
 from walrecover.state import StreamRecord
 from walrecover.supervisor.child import Ending
 from walrecover.supervisor.handover import ERROR_FILE
-from walrecover.wording import cut
+from walrecover.wording import cut, redacted_text
 
 TAIL_EVENTS = 32
 TAIL_BYTES = 64 << 10
@@ -261,7 +261,7 @@ def read_error_file(path: Path) -> ExceptionRaised | None:
         at = float(said.extraInfo.timestamp)
     except (OSError, ValueError):  # msgspec's errors are ValueErrors
         return None
-    text = cut(said.message)
+    text = redacted_text(cut(said.message))
     kind, _, message = text.partition(": ")
     if not re.fullmatch(r"[\w.]+", kind):
         kind, message = "Exception", text
@@ -317,5 +317,6 @@ def _new_lines(outputs: Iterable[tuple[str, int]]) -> tuple[str, ...]:
             start = max(before if size >= before else 0, size - TAIL_BYTES)
             file.seek(start)
             text = file.read(TAIL_BYTES).decode(errors="replace")
-            lines += [cut(s) for s in text.splitlines() if not s.startswith("walrecover: ")]
+            said = [line for line in text.splitlines() if not line.startswith("walrecover: ")]
+            lines += [redacted_text(cut(line)) for line in said[-MOST_LINES:]]
     return tuple(lines[-MOST_LINES:])
