@@ -2,6 +2,9 @@
 
 What counts is the time beyond one median step. The split is read from the journal: the end was
 seen, the restart decided, the process started, the state restored, the first step done.
+`seen` is when the end is journaled with its cause: SIGCHLD comes within 10 ms. The rest is the end
+of loader workers that were left behind, and a new interpreter that examines the ranks' streams,
+since a supervisor with threads and an open journal must not fork.
 """
 
 from __future__ import annotations
