@@ -14,6 +14,8 @@ BIN  := $(VENV)/bin
 PY   := $(BIN)/python
 DONE := $(VENV)/.installed
 
+# A worker that is done takes over what another, busy with a slow test, has not begun.
+SPREAD         = -n $(WORKERS) --dist worksteal
 SYSTEM_TESTS   = $(wildcard tests/system tests/crash_states)
 COVERAGE_TESTS = $(wildcard tests/unit tests/contract tests/property)
 NOT_IN_TEST    = --ignore=tests/system --ignore=tests/crash_states --ignore=tests/bench
@@ -37,13 +39,13 @@ demo: $(DONE) ## crash a small GPT five times and compare the bits
 	$(BIN)/walrecover rehearse --kills 5 --seed 1 -- $(PY) examples/char_gpt.py $(DEMO_ARGS)
 
 test: $(DONE) ## the tests that need no more than Python
-	$(PY) -m pytest tests -n $(WORKERS) $(NOT_IN_TEST) $(PYTEST_ARGS)
+	$(PY) -m pytest tests $(SPREAD) $(NOT_IN_TEST) $(PYTEST_ARGS)
 
 test-system: $(DONE) tools ## the tests that need root, strace or Java
 ifeq ($(SYSTEM_TESTS),)
 	@echo "test-system: neither tests/system nor tests/crash_states is there yet"
 else
-	$(PY) -m pytest $(SYSTEM_TESTS) -n $(WORKERS) $(PYTEST_ARGS)
+	$(PY) -m pytest $(SYSTEM_TESTS) $(SPREAD) $(PYTEST_ARGS)
 endif
 
 # strace and Java, where they are missing and may be installed; elsewhere the tests say what they lack.
@@ -60,7 +62,7 @@ coverage: $(DONE) ## branches of journal, snapshot and recovery that the fast te
 ifeq ($(COVERAGE_TESTS),)
 	@echo "coverage: there are no fast tests yet"
 else
-	$(PY) -m pytest $(COVERAGE_TESTS) -n $(WORKERS) -q --cov --cov-report=term-missing:skip-covered $(PYTEST_ARGS)
+	$(PY) -m pytest $(COVERAGE_TESTS) $(SPREAD) -q --cov --cov-report=term-missing:skip-covered $(PYTEST_ARGS)
 endif
 
 bench: $(DONE) ## the benchmark table

@@ -1,5 +1,5 @@
 """What every test gets: one torch thread, a Hypothesis profile and seed, and a check that it
-leaves no process behind.
+leaves no process behind. The slow ones come first.
 """
 
 from __future__ import annotations
@@ -57,6 +57,11 @@ def pytest_terminal_summary(
 ) -> None:
     if exitstatus == pytest.ExitCode.TESTS_FAILED:
         terminalreporter.write_line(f"hypothesis, to see the same again: {_seed_line(config)}")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The slow ones first: at the end, one of them would keep one worker while the others idle."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
 
 
 # --- no process left behind ---------------------------------------------------------------------

@@ -150,6 +150,7 @@ PAIR = """
 """
 
 
+@pytest.mark.slow
 def test_a_stopped_rank_of_two_is_named_and_the_training_goes_on_to_its_end(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
