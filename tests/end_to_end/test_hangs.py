@@ -181,11 +181,11 @@ LOOPS = """
 """
 
 
-def test_an_endless_loop_is_found_and_the_stacks_name_its_line(tmp_path: Path) -> None:
-    ended = supervise(tmp_path, LOOPS, "--hang-timeout", "step=1s")
+def test_an_endless_loop_is_found_and_the_stacks_name_its_line(folder: Path) -> None:
+    ended = supervise(folder, LOOPS, "--hang-timeout", "step=1s")
     assert ended.code == 0, ended.said
     (hang,) = ended.events(ev.HangDetected)
-    lines = (tmp_path / "train.py").read_text().splitlines()
+    lines = (folder / "train.py").read_text().splitlines()
     (number,) = (n for n, line in enumerate(lines, 1) if "here it hangs" in line)
     exited = ended.events(ev.WorkerExited)[0]
     assert exited.artefacts == hang.artefacts
@@ -211,8 +211,8 @@ HOLDS_THE_LOCK = """
 """
 
 
-def test_native_code_that_holds_the_interpreter_lock_still_shows_its_stack(tmp_path: Path) -> None:
-    ended = supervise(tmp_path, HOLDS_THE_LOCK, "--hang-timeout", "step=1s")
+def test_native_code_that_holds_the_interpreter_lock_still_shows_its_stack(folder: Path) -> None:
+    ended = supervise(folder, HOLDS_THE_LOCK, "--hang-timeout", "step=1s")
     (hang,) = ended.events(ev.HangDetected)
     assert "train.py line" in hang.reason
     assert ended.events(ev.WorkerExited)[0].signal == signal.SIGKILL  # TERM it could not hear
@@ -230,14 +230,14 @@ UNINTERRUPTIBLE = """
 """
 
 
-def test_an_uninterruptible_rank_answers_by_another_thread(tmp_path: Path) -> None:
-    ended = supervise(tmp_path, UNINTERRUPTIBLE, "--hang-timeout", "step=1s")
+def test_an_uninterruptible_rank_answers_by_another_thread(folder: Path) -> None:
+    ended = supervise(folder, UNINTERRUPTIBLE, "--hang-timeout", "step=1s")
     assert ended.code == 0, ended.said
     (hang,) = ended.events(ev.HangDetected)
     assert "its process is uninterruptible" in hang.reason
     (artefact,) = (ended.run.path / name for name in hang.artefacts if "rank-00000" in name)
     text = artefact.read_text()
-    lines = (tmp_path / "train.py").read_text().splitlines()
+    lines = (folder / "train.py").read_text().splitlines()
     (number,) = (n for n, line in enumerate(lines, 1) if "os.posix_spawn(" in line)
     assert f'train.py", line {number} in <module>' in text
     assert ": D (disk sleep)" in text
@@ -265,8 +265,8 @@ DIES_UNSEEN = """
 """
 
 
-def test_a_rank_whose_process_is_gone_is_named(tmp_path: Path) -> None:
-    ended = supervise(tmp_path, DIES_UNSEEN, "--hang-timeout", "step=2s")
+def test_a_rank_whose_process_is_gone_is_named(folder: Path) -> None:
+    ended = supervise(folder, DIES_UNSEEN, "--hang-timeout", "step=2s")
     assert ended.code == 0, ended.said
     (hang,) = ended.events(ev.HangDetected)
     assert hang.reason.startswith("the process of rank 1 is gone since step 1")
@@ -285,8 +285,8 @@ SLOW = """
 """
 
 
-def test_slow_steps_and_a_long_save_are_no_hang(tmp_path: Path) -> None:
-    ended = supervise(tmp_path, SLOW, "--hang-timeout", "step=3s")
+def test_slow_steps_and_a_long_save_are_no_hang(folder: Path) -> None:
+    ended = supervise(folder, SLOW, "--hang-timeout", "step=3s")
     assert ended.code == 0, ended.said
     assert ended.events(ev.HangDetected) == []
     measured = ended.events(ev.PhasesMeasured)[-1].phases
@@ -298,21 +298,21 @@ SILENT = "import time; time.sleep(2); print('done')"
 
 
 def test_a_script_that_never_attaches_is_left_alone_unless_start_up_has_a_limit(
-    tmp_path: Path,
+    folder: Path,
 ) -> None:
-    assert supervise(tmp_path, SILENT, "--hang-timeout", "1s").code == 0
+    assert supervise(folder, SILENT, "--hang-timeout", "1s").code == 0
     only_once = ("--max-restarts", "0")
-    ended = supervise(tmp_path, SILENT, "--hang-timeout", "start-up=1s", *only_once)
+    ended = supervise(folder, SILENT, "--hang-timeout", "start-up=1s", *only_once)
     assert ended.code == 128 + signal.SIGTERM
     (hang,) = ended.events(ev.HangDetected)
     assert (hang.rank, hang.phase) == (None, "start-up")
 
 
-def test_a_supervisor_that_was_stopped_finds_nobody_hanging(tmp_path: Path) -> None:
-    script = tmp_path / "train.py"
+def test_a_supervisor_that_was_stopped_finds_nobody_hanging(folder: Path) -> None:
+    script = folder / "train.py"
     code = "rank = Rank()\nrank.step()\nprint('up', flush=True)\ninput()\nrank.step()\nrank.end()\n"
     script.write_text(textwrap.dedent(RANK) + code)
-    root = tmp_path / ".walrecover"
+    root = folder / ".walrecover"
     options = ["--name", "run", "--hang-timeout", "step=3s", "--standby", "off"]
     process = subprocess.Popen(
         [
@@ -371,13 +371,13 @@ STUBBORN = """
 
 
 def test_a_child_that_is_deaf_to_term_and_its_daemon_are_ended_before_the_next_attempt(
-    tmp_path: Path,
+    folder: Path,
 ) -> None:
-    ended = supervise(tmp_path, STUBBORN, "--hang-timeout", "step=1s")
+    ended = supervise(folder, STUBBORN, "--hang-timeout", "step=1s")
     assert ended.code == 0, ended.said
     first, last = ended.events(ev.WorkerExited)
     assert (first.cause, first.signal, last.cause) == ("hang", signal.SIGKILL, "done")
-    daemon = int((tmp_path / "daemon").read_text())
+    daemon = int((folder / "daemon").read_text())
     assert is_gone(daemon)
     (hang,) = ended.events(ev.HangDetected)
     (others,) = (ended.run.path / name for name in hang.artefacts if "processes" in name)
