@@ -13,7 +13,7 @@ import pytest
 from tests.streams import create
 from walrecover.journal import Journal
 from walrecover.pace import parse
-from walrecover.session.agreeing import MEASURED_STEPS, Agreement
+from walrecover.session.agreeing import MEASURED_STEPS, PACE_LOOK, Agreement
 from walrecover.session.meeting import Meeting
 from walrecover.torch_adapter.ranks import World
 
@@ -49,5 +49,5 @@ def test_steps_that_became_slower_or_faster_get_another(journal: Journal, tmp_pa
     assert [every for _, every in found] == [300, 30, 300]
     first, second, third = (step for step, _ in found)
     assert first == MEASURED_STEPS + 1
-    assert 40 < second <= 40 + 12
-    assert 80 < third <= 80 + 12
+    assert 40 < second <= 40 + 11 + PACE_LOOK  # of the 21 newest steps 11 are of the new kind
+    assert 80 < third <= 80 + 11 + PACE_LOOK

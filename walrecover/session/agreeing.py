@@ -18,6 +18,7 @@ from walrecover.torch_adapter.ranks import World
 
 MEASURED_STEPS = 3
 PACE_CHANGE = 1.5
+PACE_LOOK = 8  # steps from one look to the next, once a pace is known
 
 
 class Agreement:
@@ -69,17 +70,12 @@ class Agreement:
         if self._every.seconds is None or len(times) <= MEASURED_STEPS:
             return
         known = self._meeting.paces[-1].every if self._meeting.paces else None
-        if known and self._fits(times[-1], known):
-            return  # the usual case, for every step: what is no news changes no pace
-        measured = sorted(times)[(len(times) - 1) // 2]
-        if known and self._fits(measured, known):
+        if known and step % PACE_LOOK:
             return
-        wanted = choose(measured, self._every)
+        wanted = choose(sorted(times)[(len(times) - 1) // 2], self._every)
+        if known and 1 / PACE_CHANGE < wanted / known < PACE_CHANGE:
+            return
         free = self._meeting.free_step(step)
         if free is not None:
             self._meeting.announce("pace", free, wanted)
             self._journal.append(ev.PaceSet(at=time.time(), from_step=free, every=wanted))
-
-    def _fits(self, seconds: float, pace: int) -> bool:
-        """Whether steps of so many seconds want about this pace."""
-        return 1 / PACE_CHANGE < choose(seconds, self._every) / pace < PACE_CHANGE

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import sys
+from functools import cache
 from typing import Any
 
 import torch
@@ -150,8 +151,13 @@ def is_array_or_tensor(value: Any) -> bool:
 
 
 def bytes_of(tensor: torch.Tensor) -> bytes:
-    """The bytes of a contiguous host tensor."""
-    return ctypes.string_at(tensor.data_ptr(), tensor.nbytes)
+    """The bytes of a contiguous host tensor. (`ctypes.string_at` takes twice as long.)"""
+    return bytes(_array_of(tensor.nbytes).from_address(tensor.data_ptr()).raw)
+
+
+@cache
+def _array_of(nbytes: int) -> Any:
+    return ctypes.c_char * nbytes
 
 
 def numpy_or_none() -> Any:

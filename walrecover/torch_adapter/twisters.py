@@ -33,13 +33,14 @@ def python() -> tuple[bytes, float | None] | None:
 def numpy(module: Any) -> tuple[bytes, int, float] | None:
     """The state behind `numpy.random.rand` and its like: the words and the index behind them,
     whether a normal number waits for its call, and which. `module`: numpy.random."""
-    if _place_in_numpy(module) is None:
+    try:
+        generator = module.mtrand._rand
+        found = _of_numpy(module, generator, generator._bit_generator)
+    except AttributeError:
+        return None  # another NumPy, or one that is being imported
+    if found is None:
         return None
-    generator = module.mtrand._rand
-    bits = generator._bit_generator
-    if type(bits) is not module.MT19937:
-        return None
-    words, pending = _of_numpy(module, generator, bits)
+    words, pending = found
     return words.raw, *PENDING.unpack(pending)
 
 
@@ -53,27 +54,21 @@ def _of_python() -> ctypes.Array[ctypes.c_char] | None:
 
 
 @cache
-def _of_numpy(module: Any, generator: Any, bits: Any) -> tuple[ctypes.Array[ctypes.c_char], ...]:
-    place = _place_in_numpy(module)
-    assert place is not None
-    pending = _memory(id(generator) + place, PENDING.size)
-    return _memory(bits.ctypes.state_address, BYTES), pending
-
-
-@cache
-def _place_in_numpy(module: Any) -> int | None:
-    """Where a `RandomState` keeps the normal number that waits."""
+def _of_numpy(
+    module: Any, generator: Any, bits: Any
+) -> tuple[ctypes.Array[ctypes.c_char], ctypes.Array[ctypes.c_char]] | None:
+    """The words of the bit generator, and where a `RandomState` keeps the number that waits."""
     known = module.RandomState(20_000)
     known.standard_normal()
-    try:
-        _, words, index, has_gauss, gauss = known.get_state()
-        address = known._bit_generator.ctypes.state_address
-        module.mtrand._rand._bit_generator  # noqa: B018 - there, or this is another NumPy
-    except (AttributeError, ValueError):
+    _, words, index, has_gauss, gauss = known.get_state()
+    place = _place_of(PENDING.pack(has_gauss, gauss), known)
+    mine = _memory(known._bit_generator.ctypes.state_address, BYTES)
+    if type(bits) is not module.MT19937 or place is None:
         return None
-    if _memory(address, BYTES).raw != words.tobytes() + INDEX.pack(index):
+    if mine.raw != words.tobytes() + INDEX.pack(index):
         return None
-    return _place_of(PENDING.pack(has_gauss, gauss), known)
+    pending = _memory(id(generator) + place, PENDING.size)
+    return _memory(bits.ctypes.state_address, BYTES), pending
 
 
 def _place_of(pattern: bytes, known: Any) -> int | None:
