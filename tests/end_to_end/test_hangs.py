@@ -155,7 +155,7 @@ def test_a_stopped_rank_of_two_is_named_and_the_training_goes_on_to_its_end(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
-    ended = supervise(folder, PAIR, "--hang-timeout", "step=6s", "--every", "1steps")
+    ended = supervise(folder, PAIR, "--hang-timeout", "step=15s", "--every", "1steps")
     assert ended.code == 0, ended.said
     first, last = ended.show()["attempts"]
     assert (first["cause"], first["decision"], last["cause"]) == ("hang", "restart", "done")
@@ -163,7 +163,7 @@ def test_a_stopped_rank_of_two_is_named_and_the_training_goes_on_to_its_end(
     assert "its process is stopped by a signal" in first["evidence"]
     assert "rank 0 waited with it" in first["evidence"]
     (hang,) = ended.events(ev.HangDetected)
-    assert (hang.rank, hang.step, hang.phase, hang.limit) == (1, 3, "step", 6.0)
+    assert (hang.rank, hang.step, hang.phase, hang.limit) == (1, 3, "step", 15.0)
     stopped, waiting = ((ended.run.path / name).read_text() for name in hang.artefacts[1::-1])
     assert "(stopped)" in stopped and "in stopping" in stopped
     assert "in learn" in waiting and "torch/nn/parallel/distributed.py" in waiting
