@@ -312,6 +312,7 @@ class _Here:
     """In the place of the child that examines streams."""
 
     silent = False
+    last_words = ""
 
     def __init__(self, jobs: list[inspector.Job]) -> None:
         self._jobs = jobs
