@@ -259,8 +259,8 @@ def test_the_environment_is_changed_for_the_next_attempt_and_only_as_far_as_it_g
 
 
 def test_a_stop_by_term_is_preempted_and_shown_so(tmp_path: Path) -> None:
-    script = "import signal, sys, os; signal.signal(15, lambda *_: sys.exit(9)); "
-    script += "print('up', flush=True); signal.pause()"
+    script = "import signal, sys; signal.pthread_sigmask(signal.SIG_BLOCK, {15}); "
+    script += "print('up', flush=True); signal.sigwait({15}); sys.exit(9)"
     line = [sys.executable, "-m", "walrecover.cli", "run", "--", sys.executable, "-c", script]
     with subprocess.Popen(
         line, cwd=tmp_path, env=ENVIRON, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE

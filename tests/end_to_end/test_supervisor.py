@@ -330,15 +330,15 @@ def test_what_the_command_finds_in_its_environment(
 # Says which signals it gets, and ends with 5 on those that ask for it.
 LISTENER = """
     import signal, sys
-    def say(number, frame):
+    names = ("TERM", "INT", "HUP", "QUIT", "USR1", "USR2")
+    awaited = {getattr(signal, "SIG" + name) for name in names}
+    signal.pthread_sigmask(signal.SIG_BLOCK, awaited)  # or one could come just before the wait
+    print("up", flush=True)
+    while True:
+        number = signal.sigwait(awaited)
         print(signal.Signals(number).name, flush=True)
         if number not in (signal.SIGUSR1, signal.SIGUSR2):
             sys.exit(5)
-    for name in ("TERM", "INT", "HUP", "QUIT", "USR1", "USR2"):
-        signal.signal(getattr(signal, "SIG" + name), say)
-    print("up", flush=True)
-    while True:
-        signal.pause()
 """
 
 
