@@ -12,7 +12,6 @@ import sys
 import time
 from collections import deque
 from collections.abc import Iterable
-from functools import partial
 from typing import Any
 
 import msgspec
@@ -25,7 +24,6 @@ from walrecover.journal import Journal
 from walrecover.lease import Lease
 from walrecover.pace import Pace, is_due
 from walrecover.rundir import RunDir
-from walrecover.session import imports
 from walrecover.session.agreeing import MEASURED_STEPS, Agreement
 from walrecover.session.exceptions import describe
 from walrecover.session.iterating import Loop
@@ -34,12 +32,13 @@ from walrecover.session.loops import Loops
 from walrecover.session.meeting import Meeting
 from walrecover.session.moment import Captures, living
 from walrecover.session.position import Position
+from walrecover.session.recording import Recorder
 from walrecover.session.restoring import Restored
 from walrecover.session.salvage import Outcome, Salvage
 from walrecover.session.saving import Key, Saver
 from walrecover.session.settings import Settings
 from walrecover.session.stopping import Signals
-from walrecover.torch_adapter import rng, scalars
+from walrecover.torch_adapter import rng
 from walrecover.torch_adapter.objects import Attached
 from walrecover.torch_adapter.ranks import World
 
@@ -96,11 +95,9 @@ class Run:
             meeting, self._signals, ranks, journal, settings.every, self._say
         )
         self._lease = None if settings.supervisor or ranks.rank else Lease(meeting.folder)
-        self._scalars: dict[str, Any] = {}
-        self._late = scalars.Late()
-        self._digests: dict[str, bytes] = {}  # the journal's thread's
+        teaches = settings.supervisor is not None and ranks.rank == 0
+        self._recorder = Recorder(journal, self._loops, attached, teaches=teaches)
         self._wanted = False
-        self._teaches = settings.supervisor is not None and ranks.rank == 0  # a standby
         self._last_key = Key(base.step, base.end) if base else None
         self._clock = time.monotonic()
         self._times: deque[float] = deque(maxlen=MEASURED_STEPS * 7)
@@ -166,12 +163,7 @@ class Run:
             self._record()  # a step before this one, whose boundary has not come
         self._finished_at = None
         self._step += 1
-        for name, value in values.items():
-            number = scalars.number(value)
-            if number is not None:
-                self._scalars[name] = number
-            else:
-                self._late.start(self._step, name, value)
+        self._recorder.take(self._step, values)
         if self._loops.step_is_boundary():
             self._loops.step_waiting = False
             self.boundary()
@@ -259,49 +251,9 @@ class Run:
         now = time.monotonic()
         self._times.append(now - self._clock)
         self._clock = now
-        captured = rng.capture()
-        self._journal.append(
-            partial(
-                self._completed,
-                time.time(),
-                self._step,
-                self._loops.indices(),
-                self._attached.learning_rates(),
-                self._scalars,
-                captured,
-            )
-        )
-        self._scalars = {}
-        if self._teaches:
-            self._teaches = False
-            self._journal.append(imports.imported())
-        for step, values in self._late.arrived():
-            self._journal.append(ev.ScalarsArrived(at=time.time(), step=step, scalars=values))
+        captured = self._recorder.record(self._step)
         self._beat.say("training", self._step)
         return captured
-
-    def _completed(
-        self,
-        at: float,
-        step: int,
-        indices: tuple[int, ...],
-        lr: tuple[float, ...],
-        scalars: dict[str, float],
-        captured: dict[str, Any],
-    ) -> ev.StepCompleted:
-        """In the journal's thread, step after step: what the loop need not wait for."""
-        digests = rng.digests(captured)
-        moved = {n: d for n, d in digests.items() if self._digests.get(n) != d}
-        self._digests = digests
-        return ev.StepCompleted(
-            at=at,
-            step=step,
-            epoch=max(0, indices[0] - 1) if len(indices) > 1 else 0,
-            position=indices,
-            lr=lr,
-            scalars=scalars,
-            rng=moved,
-        )
 
     def _save(self, key: Key, position: Position, *, finished: bool) -> bool:
         self._beat.say("snapshot", key.step)
@@ -339,8 +291,7 @@ class Run:
 
     def _finish(self, position: Position) -> None:
         self._beat.say("snapshot", self._step)
-        for step, values in self._late.arrived(wait=True):
-            self._journal.append(ev.ScalarsArrived(at=time.time(), step=step, scalars=values))
+        self._recorder.record_arrived(wait=True)
         key = Key(self._step, True)
         if self._last_key == key:
             self._finished_at = self._step

@@ -1,0 +1,92 @@
+"""What a completed step leaves in the journal.
+
+Owns which facts of a step are taken, and where: on the training thread only references and cheap
+copies, everything that can wait in the journal's thread, which gets the events in order. When a
+step is complete is `run`'s, the order in the stream the journal's.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+from walrecover import events as ev
+from walrecover.journal import Journal
+from walrecover.session import imports
+from walrecover.session.loops import Loops
+from walrecover.torch_adapter import rng, scalars
+from walrecover.torch_adapter.objects import Attached
+
+
+class Recorder:
+    """Journals the steps of one attempt of one rank. `teaches`: a standby learns from its first
+    step what to import."""
+
+    def __init__(
+        self, journal: Journal, loops: Loops, attached: Attached, *, teaches: bool
+    ) -> None:
+        self._journal, self._loops, self._attached = journal, loops, attached
+        self._teaches = teaches
+        self._scalars: dict[str, Any] = {}
+        self._late = scalars.Late()
+        self._digests: dict[str, bytes] = {}  # the journal's thread's
+
+    def take(self, step: int, values: Mapping[str, Any]) -> None:
+        """What `run.step` was given: numbers now, tensors on a device once they have arrived."""
+        for name, value in values.items():
+            number = scalars.number(value)
+            if number is not None:
+                self._scalars[name] = number
+            else:
+                self._late.start(step, name, value)
+
+    def record(self, step: int) -> dict[str, Any]:
+        """Journal the step. Returns the random state behind it."""
+        captured = rng.capture()
+        self._journal.append(
+            partial(
+                self._completed,
+                time.time(),
+                step,
+                self._loops.indices(),
+                self._attached.learning_rates(),
+                self._scalars,
+                captured,
+            )
+        )
+        self._scalars = {}
+        if self._teaches:
+            self._teaches = False
+            self._journal.append(imports.imported())
+        self.record_arrived()
+        return captured
+
+    def record_arrived(self, *, wait: bool = False) -> None:
+        """Journal the scalars of earlier steps that have come from their device. `wait`: all."""
+        for step, values in self._late.arrived(wait=wait):
+            self._journal.append(ev.ScalarsArrived(at=time.time(), step=step, scalars=values))
+
+    def _completed(
+        self,
+        at: float,
+        step: int,
+        indices: tuple[int, ...],
+        lr: tuple[float, ...],
+        values: dict[str, float],
+        captured: dict[str, Any],
+    ) -> ev.StepCompleted:
+        """In the journal's thread, step after step: what the loop need not wait for."""
+        digests = rng.digests(captured)
+        moved = {n: d for n, d in digests.items() if self._digests.get(n) != d}
+        self._digests = digests
+        return ev.StepCompleted(
+            at=at,
+            step=step,
+            epoch=max(0, indices[0] - 1) if len(indices) > 1 else 0,
+            position=indices,
+            lr=lr,
+            scalars=values,
+            rng=moved,
+        )
