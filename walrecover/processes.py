@@ -17,7 +17,7 @@ import select
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -157,9 +157,9 @@ def children() -> set[int]:
     return found
 
 
-def descendants(pid: int, without: int | None = None) -> list[Seen]:
+def descendants(pid: int, without: Iterable[int] = ()) -> list[Seen]:
     """All living processes below `pid`, in whatever session or group; zombies are left out, and so
-    is the child `without`, with all below it.
+    are the children `without`, with all below them.
 
     Below a subreaper that includes orphans. One that loses its parent during the look can be
     missed: an empty answer alone does not prove that nothing is left.
@@ -170,8 +170,8 @@ def descendants(pid: int, without: int | None = None) -> list[Seen]:
         below = {process.pid for process in psutil.Process(pid).children(recursive=True)}
     except psutil.NoSuchProcess:
         return []
-    if without is not None:
-        below -= {without, *(process.pid for process in descendants(without))}
+    for child in without:
+        below -= {child, *(process.pid for process in descendants(child))}
     found = ((number, started_at(number)) for number in sorted(below))
     return [Seen(number, started) for number, started in found if started is not None]
 
@@ -201,12 +201,12 @@ class Hurry(Protocol):
 
 
 def kill_tree(
-    grace: float, on_end: OnEnd, hurry: Hurry | None = None, kept: int | None = None
+    grace: float, on_end: OnEnd, hurry: Hurry | None = None, kept: Collection[int] = ()
 ) -> list[Seen]:
     """End all that descends from this process: TERM, `grace` seconds, then KILL until none is left.
 
-    For a subreaper that waits for its children nowhere else. `kept`: a child that is left alone,
-    with all below it. Returns what outlived SIGKILL by PATIENCE_SECONDS (processes in an
+    For a subreaper that waits for its children nowhere else. `kept`: children that are left alone,
+    with all below them. Returns what outlived SIGKILL by PATIENCE_SECONDS (processes in an
     uninterruptible wait, or of another user).
     """
     told: set[Seen] = set()
@@ -214,7 +214,7 @@ def kill_tree(
     end_of_patience = 0.0
     while True:
         # Only the kernel's word counts: whatever descends from a subreaper hangs below a child.
-        if not reap(on_end) or (kept is not None and children() <= {kept}):
+        if not reap(on_end) or (kept and children() <= {*kept}):
             return []
         below = descendants(os.getpid(), without=kept)
         if not below:

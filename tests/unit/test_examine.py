@@ -10,11 +10,13 @@ import signal
 import struct
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.streams import STREAM, create, expected, read, rewrite, step, write
+from tests.support.waiting import wait_until
 from walrecover.errors import Corrupt, StorageFailed, Torn, UnsupportedVersion
 from walrecover.journal import (
     START,
@@ -28,6 +30,7 @@ from walrecover.journal import (
     metapages,
 )
 from walrecover.journal.stream import key_of
+from walrecover.processes import started_at
 
 _PROJECT = Path(__file__).parents[2]
 _PAGE = 4096
@@ -278,6 +281,48 @@ def _child(does: str) -> str:
         "from walrecover.journal.stream import START\n"
         f"inspector._say(1, inspector.Said(0, START)); {does}"
     )
+
+
+@pytest.fixture
+def prepared(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
+    """The child that waits; any other that is started finds a broken program."""
+    monkeypatch.setattr(inspector, "_may_fork", lambda: False)
+    inspector.prepare()
+    monkeypatch.setattr(inspector, "_SPAWNED", "raise SystemExit(7)")
+    pid = inspector.prepared()
+    assert pid is not None
+    yield pid
+    inspector.dismiss()
+
+
+def test_a_prepared_child_examines_once(stream: Path, prepared: int) -> None:
+    inspector.prepare()
+    assert inspector.prepared() == prepared, "a second one was started beside it"
+    assert examine(stream, STREAM).problem is None
+    assert inspector.prepared() is None and started_at(prepared) is None
+    with pytest.raises(StorageFailed, match=r"cannot start \(7\)"):
+        examine(stream, STREAM)
+
+
+@pytest.mark.parametrize("reaped", [False, True])
+def test_a_prepared_child_that_somebody_ended_is_replaced(
+    stream: Path, prepared: int, reaped: bool
+) -> None:
+    os.kill(prepared, signal.SIGKILL)
+    os.waitid(os.P_PID, prepared, os.WEXITED | (0 if reaped else os.WNOWAIT))
+    with pytest.raises(StorageFailed, match=r"cannot start \(7\)"):  # by the new one
+        examine(stream, STREAM)
+
+
+def test_a_prepared_child_ends_with_its_parent() -> None:
+    code = (
+        "from walrecover.journal import inspector; inspector.prepare(); print(inspector.prepared())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=_PROJECT, capture_output=True, text=True, timeout=60
+    )
+    pid = int(done.stdout)
+    wait_until(lambda: started_at(pid) is None, 10.0)
 
 
 @pytest.mark.parametrize("way", ["fork", "spawn"])

@@ -10,7 +10,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from walrecover.processes import Seen, started_at
+from walrecover.journal import inspector
+from walrecover.processes import Seen, descendants, started_at
 from walrecover.rehearse import tree
 
 # Starts a child that does nothing, says both pids, and waits.
@@ -55,6 +56,16 @@ def test_the_others_are_those_that_are_no_ranks(family: tuple[subprocess.Popen[s
     assert seen(parent.pid) in [victim.process for victim in found]
     assert child not in [victim.process.pid for victim in found]
     assert all(victim.rank is None for victim in found)
+
+
+def test_what_is_kept_for_a_restart_is_not_among_the_others() -> None:
+    inspector.prepare()
+    try:
+        pids = [victim.process.pid for victim in tree.others(os.getpid(), ())]
+        assert inspector.prepared() in [process.pid for process in descendants(os.getpid())]
+        assert inspector.prepared() not in pids
+    finally:
+        inspector.dismiss()
 
 
 def test_that_very_process_dies_of_it(family: tuple[subprocess.Popen[str], int]) -> None:

@@ -15,6 +15,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -22,6 +23,9 @@ from walrecover.errors import WalrecoverError
 from walrecover.journal import environment as environments
 from walrecover.journal.reader import CHUNK, Reader
 from walrecover.journal.stream import Cursor, StreamId
+
+if TYPE_CHECKING:
+    from subprocess import Popen
 
 # Signals by which damaged pages end a process that reads them; another one proves nothing.
 BY_DAMAGE = frozenset((signal.SIGBUS, signal.SIGSEGV, signal.SIGABRT, signal.SIGFPE, signal.SIGILL))
@@ -40,6 +44,60 @@ except BaseException as error:
 """
 _LAST_WORDS = b"!"
 """In front of a line that is no JSON: the error that ended the child."""
+
+
+EXAMINES = "WALRECOVER_EXAMINES"
+"""In the environment of a spawned child, so that it can be told from what the user has started."""
+
+_spare: Popen[bytes] | None = None
+
+
+def prepare() -> None:
+    """Start a child now that the next examination finds ready: an interpreter takes longer to
+    start than most streams to be read. It ends with this process, or by `dismiss`."""
+    global _spare
+    if _spare is None or not _is_ready(_spare):
+        dismiss()
+        _spare = _spawn()
+
+
+def prepared() -> int | None:
+    """The pid of the child that waits for an examination."""
+    return _spare.pid if _spare else None
+
+
+def dismiss() -> None:
+    """End the child that waits, if there is one."""
+    global _spare
+    spare, _spare = _spare, None
+    if spare is not None:
+        _end(spare)
+
+
+def _take_spare() -> Popen[bytes] | None:
+    global _spare
+    spare, _spare = _spare, None
+    if spare is not None and not _is_ready(spare):
+        _end(spare)
+        return None
+    return spare
+
+
+def _is_ready(spare: Popen[bytes]) -> bool:
+    """It lives: without a job it says nothing until it ends. Its status says less, for whoever
+    waits for all children may have it by now."""
+    assert spare.stdout is not None
+    poll = select.poll()
+    poll.register(spare.stdout, select.POLLIN)
+    return not poll.poll(0)
+
+
+def _end(spare: Popen[bytes]) -> None:
+    assert spare.stdin is not None and spare.stdout is not None
+    spare.kill()
+    spare.stdin.close()
+    spare.stdout.close()
+    spare.wait()
 
 
 class Job(msgspec.Struct, frozen=True):
@@ -90,7 +148,8 @@ def _say_last(out: int, error: BaseException) -> None:
 def serve() -> None:
     """The spawned child's whole life."""
     _die_quietly()
-    answer(msgspec.json.decode(sys.stdin.buffer.read(), type=list[Job]), 1)
+    if asked := sys.stdin.buffer.read():  # else the parent has ended
+        answer(msgspec.json.decode(asked, type=list[Job]), 1)
 
 
 def _die_quietly() -> None:
@@ -114,7 +173,9 @@ class Inspector:
 
     @classmethod
     def start(cls, jobs: list[Job]) -> Inspector:
-        return cls(*(_fork(jobs) if _may_fork() else _spawn(jobs)))
+        if _may_fork():
+            return cls(*_fork(jobs))
+        return cls(*_ask(_take_spare() or _spawn(), jobs))
 
     def __enter__(self) -> Inspector:
         return self
@@ -190,15 +251,19 @@ def _fork(jobs: list[Job]) -> tuple[int, int, Callable[[], int]]:
     return pid, pipe, lambda: os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
-def _spawn(jobs: list[Job]) -> tuple[int, int, Callable[[], int]]:
+def _spawn() -> Popen[bytes]:
     import subprocess  # most processes never need it, and it is slow to import
 
-    child = subprocess.Popen(
+    return subprocess.Popen(
         [sys.executable, "-I", "-S", "-c", _SPAWNED, *map(os.path.abspath, sys.path)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
+        env={**os.environ, EXAMINES: "1"},
     )
+
+
+def _ask(child: Popen[bytes], jobs: list[Job]) -> tuple[int, int, Callable[[], int]]:
     assert child.stdin is not None and child.stdout is not None
     pipe = os.dup(child.stdout.fileno())
     child.stdout.close()

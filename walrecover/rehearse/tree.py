@@ -12,6 +12,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import NamedTuple
 
+from walrecover.journal.inspector import EXAMINES
 from walrecover.processes import Seen, descendants, started_at
 from walrecover.promotion import MARK
 
@@ -43,19 +44,23 @@ def below(pid: int, ancestor: int) -> Seen | None:
 
 
 def others(supervisor: int, ranks: Collection[int]) -> list[Victim]:
-    """The processes below the supervisor that are no rank's, by pid. A standby is none: nobody
-    misses it."""
+    """The processes below the supervisor that are no rank's, by pid. What the supervisor keeps
+    for a restart is none: nobody misses it."""
     return [
         Victim(process, _label(process.pid, ranks))
         for process in sorted(descendants(supervisor))
-        if process.pid not in ranks and not _is_standby(process.pid, supervisor)
+        if process.pid not in ranks and not _is_for_a_restart(process.pid, supervisor)
     ]
 
 
-def _is_standby(pid: int, supervisor: int) -> bool:
-    """A rank's children have its environment too, if it was a standby before."""
+def _is_for_a_restart(pid: int, supervisor: int) -> bool:
+    """A standby, or what will examine the journal. A rank's children have its environment too, if
+    it was a standby before."""
     fields = _stat(pid)
-    return bool(fields) and int(fields[_PARENT]) == supervisor and MARK in _read(pid, "environ")
+    if not fields or int(fields[_PARENT]) != supervisor:
+        return False
+    environ = _read(pid, "environ")
+    return any(mark in environ for mark in (MARK, EXAMINES))
 
 
 def _label(pid: int, ranks: Collection[int]) -> str:

@@ -22,7 +22,7 @@ from walrecover.commands import NotPython, script_of
 from walrecover.entries import AttemptEntry
 from walrecover.errors import WalrecoverError
 from walrecover.events import AttemptBegun, ModulesImported
-from walrecover.journal import Reader
+from walrecover.journal import Reader, inspector
 from walrecover.processes import OnEnd, kill_tree, prepare
 from walrecover.promotion import MARK, MESSAGE_BYTES
 from walrecover.rundir import RunDir
@@ -107,9 +107,13 @@ class Standbys:
 
     @property
     def pid(self) -> int | None:
-        """The process that is to outlive its attempt."""
         standby = self._standby
         return standby.child.pid if standby and standby.child.ending is None else None
+
+    def kept(self) -> list[int]:
+        """The processes that are to outlive their attempt: the standby, and the one that will
+        examine the attempt's journal."""
+        return [pid for pid in (self.pid, inspector.prepared()) if pid is not None]
 
     def begin(self, entry: AttemptEntry) -> None:
         """An attempt begins: what it imports is for the next one."""
@@ -169,6 +173,7 @@ class Standbys:
         """There will be no other attempt: free the memory. It may catch signals by now, as its
         script does, so it is not asked."""
         self._starts_left = 0
+        inspector.dismiss()
         if self._standby is not None:
             self._standby.close()
             self._standby = None
@@ -196,6 +201,7 @@ class Standbys:
                 self._say(str(error))
                 return
         prepare()
+        inspector.prepare()
         self._unreaped[child.pid] = child
         self._standby = _Standby(environ, child, ours)
 

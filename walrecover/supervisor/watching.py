@@ -83,7 +83,7 @@ class Watch:
     def _sweep(self, child: Child) -> None:
         left = self._stopping.seconds_left()
         grace = min(self._grace, SWEEP_SECONDS) if left is None else left
-        kept = None if self._stopping.asked else self._standbys.pid
+        kept = () if self._stopping.asked else self._standbys.kept()
         on_end = self._standbys.apart(child.note_end)
         survivors = kill_tree(grace, on_end, self._stopping, kept)
         if survivors:
