@@ -16,6 +16,7 @@ from typing import Any
 
 import msgspec
 
+from walrecover.consumed import Consumed, Ranges
 from walrecover.entries import Plan
 from walrecover.errors import Corrupt
 
@@ -55,9 +56,9 @@ class AttemptBegun(_Event, frozen=True):
 class StepCompleted(_Event, frozen=True):
     """One optimizer step is done and nothing half-done is left.
 
-    `position`: items consumed by each active loop, outermost first. `ranges`: half-open ranges of
-    global sample positions. `samples`: digest of sample ids for foreign samplers. `batch`, `state`,
-    `rng`: digests, the last by generator, only those that moved since the step before.
+    `position`: items consumed by each active loop, outermost first. `consumed`: what it took of
+    which reader. `batch`, `state`, `rng`: digests, the last by generator, only those that moved
+    since the step before.
     """
 
     step: int
@@ -66,11 +67,47 @@ class StepCompleted(_Event, frozen=True):
     lr: tuple[float, ...] = ()
     scalars: dict[str, float] = {}
     rng: dict[str, bytes] = {}
-    ranges: tuple[tuple[int, int], ...] = ()
-    samples: bytes | None = None
+    consumed: tuple[Consumed, ...] = ()
     batch: bytes | None = None
     state: bytes | None = None
     grad_norm: float | None = None
+
+
+class DataOpened(_Event, frozen=True):
+    """What a reader of this attempt reads: once before its first step, and when it changes.
+
+    `source`: its number. `loop`: the place of its `run.loop` among the script's, outermost first.
+    `kind`: what a position is: "global" (a sample, in an order that all ranks share), "sample" (a
+    sample, in the order of this rank's own sampler), "batch" or "item" (what a loader or an
+    iterable of this rank gives). `length`: of one pass, None where it is not known. `batch`:
+    samples of one batch, of all ranks together where the order is global; 0 for none. `seed`: of
+    the order. `digest`: what else the order depends on. `keyed`: randomness in the loader's
+    workers is a function of the position. `world`: how many ranks share the order.
+    """
+
+    source: int
+    loop: tuple[int, ...] = ()
+    kind: str = ""
+    length: int | None = None
+    batch: int = 0
+    seed: int | None = None
+    digest: bytes | None = None
+    keyed: bool = False
+    world: int = 1
+
+
+class PassEnded(_Event, frozen=True):
+    """A pass over a reader is over on this rank, `step` steps being complete.
+
+    `broken`: the script left it by break. `left`: positions that were handed out after the last
+    step, as in a last accumulation that is not full.
+    """
+
+    step: int
+    source: int
+    epoch: int = 0
+    broken: bool = False
+    left: Ranges = ()
 
 
 class ScalarsArrived(_Event, frozen=True):
@@ -333,6 +370,8 @@ class Unknown(msgspec.Struct, frozen=True):
 Event = (
     AttemptBegun
     | StepCompleted
+    | DataOpened
+    | PassEnded
     | ScalarsArrived
     | ShardsWritten
     | SnapshotCommitted

@@ -19,6 +19,7 @@ import msgpack
 
 from tests.bench.measure import Row, at_most, sample, show, timed
 from walrecover.codec import GENESIS, HEADER_BYTES, chain_of, seal
+from walrecover.consumed import Consumed
 from walrecover.events import AttemptBegun, Event, StepCompleted, encode
 from walrecover.journal import Journal, Reader
 from walrecover.journal.stream import key_of
@@ -41,7 +42,7 @@ def small(step: int) -> StepCompleted:
         lr=(3e-4,),
         scalars={"loss": 2.5, "accuracy": 0.5},
         rng={"python": _DIGEST, "numpy": _DIGEST, "torch": _DIGEST},
-        ranges=((32 * step, 32 * step + 32),),
+        consumed=(Consumed(0, 1, ((32 * step, 32 * step + 32),)),),
         batch=_DIGEST,
         grad_norm=1.5,
     )
@@ -57,7 +58,7 @@ def large(step: int) -> StepCompleted:
         lr=tuple(3e-4 * (1 + group) for group in range(8)),
         scalars={f"metric_{number}": 2.5 * number for number in range(14)},
         rng={"python": _DIGEST, "numpy": _DIGEST, "torch": _DIGEST, "cuda": _DIGEST},
-        ranges=tuple((32 * step + part, 32 * step + 32) for part in range(6)),
+        consumed=(Consumed(0, 1, tuple((32 * step + n, 32 * step + 32) for n in range(6))),),
         batch=_DIGEST,
         state=_DIGEST,
         grad_norm=1.5,

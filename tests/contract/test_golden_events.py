@@ -15,6 +15,7 @@ import msgpack
 import pytest
 
 from walrecover import events as ev
+from walrecover.consumed import Consumed
 from walrecover.entries import Plan, Rejected, SnapshotRef
 
 GOLDEN_FILE = Path(__file__).parent / "golden_events.json"
@@ -55,12 +56,36 @@ EXAMPLES: dict[str, ev.Event] = {
         lr=(0.0003, 1e-05),
         scalars={"loss": 2.5, "largest": 1.7976931348623157e308},
         rng={"torch": bytes(range(16)), "python": b"\xff" * 16},
-        ranges=((0, 32), (4294967296, 4294967328)),
-        samples=b"\x01" * 16,
+        consumed=(
+            Consumed(0),
+            Consumed(1, 3, ((0, 32),)),
+            Consumed(
+                source=2,
+                epoch=3,
+                ranges=((0, 32), (4294967296, 4294967328)),
+                samples=b"\x01" * 16,
+                padded=((4294967328, 4294967330),),
+                skipped=((32, 64),),
+            ),
+        ),
         batch=b"\x02" * 16,
         state=b"\x03" * 16,
         grad_norm=0.1,
     ),
+    "DataOpened": ev.DataOpened(source=0),
+    "DataOpened full": ev.DataOpened(
+        source=1,
+        loop=(0, 0),
+        kind="global",
+        length=4294967328,
+        batch=32,
+        seed=-1,
+        digest=b"\x04" * 16,
+        keyed=True,
+        world=2,
+    ),
+    "PassEnded": ev.PassEnded(step=1, source=0),
+    "PassEnded full": ev.PassEnded(step=70000, source=1, epoch=3, broken=True, left=((32, 40),)),
     "ScalarsArrived": ev.ScalarsArrived(step=7, scalars={"loss": -0.0}),
     "ShardsWritten": ev.ShardsWritten(step=7, files=()),
     "ShardsWritten full": ev.ShardsWritten(

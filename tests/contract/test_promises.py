@@ -243,8 +243,9 @@ def test_p5_every_sample_of_the_surviving_history_is_consumed_once(run: RunDir, 
         with Reader(path) as reader:
             for _, event in reader.read():
                 if isinstance(event, StepCompleted) and link and link.holds(event.step):
-                    for first, end in event.ranges:
-                        consumed[stream.writer] += range(first, end)
+                    for share in event.consumed:
+                        for first, end in share.ranges:
+                            consumed[stream.writer] += range(first, end)
     assert {writer: sorted(samples) for writer, samples in consumed.items()} == {
         "rank-0": list(range(40)),
         "rank-1": list(range(40)),

@@ -19,6 +19,7 @@ from blake3 import blake3
 from walrecover import entries as model
 from walrecover import events as ev
 from walrecover import failpoints, recovery, shards, snapshot
+from walrecover.consumed import Consumed
 from walrecover.entries import AttemptEntry, CommitEntry, Entry, Holder, Plan, SnapshotRef
 from walrecover.errors import StorageFailed
 from walrecover.failpoints import failpoint
@@ -192,7 +193,7 @@ def completed(step: int) -> ev.StepCompleted:
         position=(step,),
         lr=(1.0 / step,),
         scalars={"loss": 2.0**-step},
-        ranges=((step - 1, step),),
+        consumed=(Consumed(0, 0, ((step - 1, step),)),),
         batch=state_after(step)[:16],
     )
 

@@ -234,9 +234,9 @@ def test_the_map_grows_while_a_reader_of_this_process_and_one_of_another_read(
 
 def test_a_group_larger_than_the_map_is_written(tmp_path: Path) -> None:
     with create(tmp_path, map_bytes=1 << 15) as journal:
-        journal.append(StepCompleted(step=1, samples=bytes(1 << 20)))
+        journal.append(StepCompleted(step=1, batch=bytes(1 << 20)))
         journal.sync()
-    assert read(journal.path)[1] == (2, StepCompleted(step=1, samples=bytes(1 << 20)))
+    assert read(journal.path)[1] == (2, StepCompleted(step=1, batch=bytes(1 << 20)))
 
 
 def test_what_was_appended_before_a_normal_exit_is_kept(tmp_path: Path) -> None:

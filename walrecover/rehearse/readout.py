@@ -22,7 +22,7 @@ from walrecover.rundir import RunDir
 from walrecover.state import RunState, StreamKey
 
 CHUNK_BYTES = 1 << 20
-MORE = ("ranges", "samples", "batch", "state", "grad_norm")
+MORE = ("consumed", "batch", "state", "grad_norm")
 
 
 class Unfinished(WalrecoverError):

@@ -1,0 +1,32 @@
+"""What one step consumed of one reader of data, as the journal keeps it.
+
+Owns the form. Who collects it is the session's `consuming`, what it proves is `ledger`'s.
+
+A *reader* is one iterable of one `run.loop`, known in every attempt and on every rank by the same
+number; `DataOpened` says what it reads. A *pass* is one iteration over it, counted from 0 and from
+the run's beginning. Positions are places in the order of one pass: 0 to its length - 1.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+Ranges = tuple[tuple[int, int], ...]
+"""Half-open ranges of positions, ascending and disjoint."""
+
+
+class Consumed(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """One step's share of one pass over one reader.
+
+    `source`: the reader's number. `epoch`: the pass. `ranges`: the positions that were handed out.
+    `samples`: xxh3-128 of their sample ids in order (`ids_digest`), where the ids are known.
+    `padded`: positions behind the end, where a last batch was filled up with samples that the pass
+    already had. `skipped`: positions passed over by order of a person or of the policy.
+    """
+
+    source: int
+    epoch: int = 0
+    ranges: Ranges = ()
+    samples: bytes | None = None
+    padded: Ranges = ()
+    skipped: Ranges = ()
