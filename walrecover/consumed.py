@@ -9,6 +9,9 @@ the run's beginning. Positions are places in the order of one pass: 0 to its len
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
 import msgspec
 
 Ranges = tuple[tuple[int, int], ...]
@@ -30,3 +33,30 @@ class Consumed(msgspec.Struct, frozen=True, array_like=True, gc=False):
     samples: bytes | None = None
     padded: Ranges = ()
     skipped: Ranges = ()
+
+
+class Handed(NamedTuple):
+    """What an iterator over a map-style loader tells of the batch it has just given (its attribute
+    `handed`): the sample ids, in order, and, where its order is global, the positions.
+
+    `ranges` None: the positions are those that follow the ones before, as many as there are ids.
+    """
+
+    ids: Sequence[Any]
+    ranges: Ranges | None = None
+    padded: Ranges = ()
+    skipped: Ranges = ()
+
+
+class Facts(NamedTuple):
+    """What fixes the order of a pass, as `DataOpened` has it. A sampler of a global order gives its
+    own by `describe()`."""
+
+    kind: str
+    length: int | None = None
+    batch: int = 0
+    seed: int | None = None
+    digest: bytes | None = None
+    dropped: int = 0
+    keyed: bool = False
+    world: int = 1

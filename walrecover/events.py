@@ -81,7 +81,8 @@ class DataOpened(_Event, frozen=True):
     sample, in the order of this rank's own sampler), "batch" or "item" (what a loader or an
     iterable of this rank gives). `length`: of one pass, None where it is not known. `batch`:
     samples of one batch, of all ranks together where the order is global; 0 for none. `seed`: of
-    the order. `digest`: what else the order depends on. `keyed`: randomness in the loader's
+    the order. `digest`: what else the order depends on. `dropped`: samples that no pass has, as
+    drop_last leaves them out. `keyed`: randomness in the loader's
     workers is a function of the position. `world`: how many ranks share the order.
     """
 
@@ -92,6 +93,7 @@ class DataOpened(_Event, frozen=True):
     batch: int = 0
     seed: int | None = None
     digest: bytes | None = None
+    dropped: int = 0
     keyed: bool = False
     world: int = 1
 

@@ -81,6 +81,7 @@ EXAMPLES: dict[str, ev.Event] = {
         batch=32,
         seed=-1,
         digest=b"\x04" * 16,
+        dropped=5,
         keyed=True,
         world=2,
     ),
