@@ -171,13 +171,14 @@ def begin_attempt(
             if resume == "must":
                 raise NothingToResume(f"run {run.name} has no committed snapshot to resume from")
         failpoint("recovery.verified")
-        newest = model.newest_attempt(found)
+        fresh = resume == "never"
+        skips = () if fresh else model.skips(found)
         return AttemptEntry(
             id=os.urandom(8).hex(),
             at=time.time(),
-            number=newest.number + 1 if newest else 1,
+            number=_next_number(found),
             nonce=os.urandom(4).hex(),
-            plan=Plan(verdict.base, verdict.rejected, fresh=resume == "never"),
+            plan=Plan(verdict.base, verdict.rejected, fresh, skips),
             holder=holder,
         )
 
@@ -188,6 +189,14 @@ def begin_attempt(
     event = planned_event(state, entry.plan, time.monotonic() - began)
     line = describe(run, entry, event, model.finished(entries))
     return Begun(entry, event, line, state)
+
+
+def _next_number(found: Many[Entry]) -> int:
+    """A fork's first attempt goes on counting from the one that made its snapshot."""
+    newest, first = model.newest_attempt(found), model.origin(found)
+    if newest is not None:
+        return newest.number + 1
+    return first.snapshot.attempt + 1 if first else 1
 
 
 def planned_event(state: RunState, plan: Plan, seconds: float) -> RecoveryPlanned:
