@@ -210,7 +210,8 @@ def _report(
         beyond=rest if broken else 0,
         changed=_changed(passes),
     )
-    return report._replace(**{name: tuple(cells) for name, cells in found.items()})
+    classes: dict[str, Any] = {name: tuple(cells) for name, cells in found.items()}
+    return report._replace(**classes)
 
 
 def _classes(
