@@ -54,7 +54,13 @@ described = st.lists(
 ).map(
     lambda many: [
         Described(
-            f"t{n}", kind, tuple(shape), DTYPES[kind] * _product(shape), (memory, kind), written
+            f"t{n}",
+            kind,
+            tuple(shape),
+            DTYPES[kind] * _product(shape),
+            (memory, kind),
+            not written,
+            written,
         )
         for n, (kind, shape, memory, written) in enumerate(many)
     ]
@@ -102,7 +108,7 @@ def test_what_this_rank_writes_lies_without_gaps_from_the_beginning(
 
 
 def test_another_layout_has_another_digest() -> None:
-    one = Described("a", "float32", (2,), 8, 1, True)
+    one = Described("a", "float32", (2,), 8, 1, False, True)
     digests = {
         lay_out([one]).digest,
         lay_out([one._replace(dtype="int32")]).digest,
@@ -267,7 +273,9 @@ def fields(step: int) -> dict[str, object]:
 
 
 def fill(slot: Slot, generation: int, data: dict[str, bytes]) -> Header:
-    placed = lay_out([Described(n, "uint8", (len(b),), len(b), n, True) for n, b in data.items()])
+    placed = lay_out(
+        [Described(n, "uint8", (len(b),), len(b), n, False, True) for n, b in data.items()]
+    )
     job = encode_job(fields(generation), ["d", []], placed)
     head = Header(
         generation, generation, False, True, len(placed.rows), len(job), layout.seal(job),

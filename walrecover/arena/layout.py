@@ -35,13 +35,15 @@ _END, _WANTED = 1, 2
 
 class Described(NamedTuple):
     """A tensor to be placed. `memory`: equal for tensors that are the same bytes in memory.
-    `written`: this rank writes it; else it is only digested (rank 0 writes it for all)."""
+    `shared`: all ranks hold it alike. `written`: this rank writes it; else it is only digested,
+    since rank 0 writes it for all."""
 
     name: str
     dtype: str
     shape: tuple[int, ...]
     nbytes: int
     memory: object
+    shared: bool
     written: bool
 
 
@@ -53,6 +55,7 @@ class Row(msgspec.Struct, frozen=True, array_like=True):
     shape: tuple[int, ...]
     nbytes: int
     offset: int
+    shared: bool
     written: bool
 
 
@@ -81,7 +84,15 @@ def lay_out(tensors: Iterable[Described]) -> Layout:
                 offsets[key] = place
                 place += tensor.nbytes
     rows = tuple(
-        Row(t.name, t.dtype, t.shape, t.nbytes, offsets[t.memory, t.nbytes, t.written], t.written)
+        Row(
+            t.name,
+            t.dtype,
+            t.shape,
+            t.nbytes,
+            offsets[t.memory, t.nbytes, t.written],
+            t.shared,
+            t.written,
+        )
         for t in given
     )
     table = msgspec.msgpack.encode(rows)
