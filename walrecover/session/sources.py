@@ -24,23 +24,29 @@ class Source:
 
     `begun`: its generators' states when the loop began. `first`: the random state before its first
     item, where other iterables of the loop are read before it. `before`: its own state
-    (`state_dict`) before the current item.
+    (`state_dict`) before the current item. `this`: which pass over a loader it is, set before it
+    begins.
     """
 
     def __init__(self, value: Any) -> None:
         self.value = value
         self.iterator: Iterator[Any] = iter(())
-        self.generators = loaders.generators(value) if loaders.is_loader(value) else []
+        self.is_loader = loaders.is_loader(value)
+        self.generators = loaders.generators(value) if self.is_loader else []
         self.begun = _states(self.generators)
         self.first: dict[str, Any] | None = None
         self.before: Any = None
+        self.this = loaders.UNKEYED
         self.has_state = all(
             callable(getattr(value, name, None)) for name in ("state_dict", "load_state_dict")
         )
 
     def begin(self) -> None:
         self.begun = _states(self.generators)
-        self.iterator = _iterator(self.value)
+        self.iterator = self._iterator()
+
+    def _iterator(self) -> Iterator[Any]:
+        return loaders.begin(self.value, self.this) if self.is_loader else iter(self.value)
 
     def next(self) -> Any:
         if self.has_state:
@@ -56,6 +62,8 @@ class Source:
             kept |= {"generators": self.begun, "generators_now": _states(self.generators)}
         if self.first is not None:
             kept["first"] = self.first
+        if self.is_loader:
+            kept["pass"] = [self.this.loader, self.this.epoch]
         return kept
 
     def begin_at(self, count: int, kept: dict[str, Any]) -> Callable[[], bool]:
@@ -63,6 +71,9 @@ class Source:
         they had to be read again."""
         self.begun = [bytes(state) for state in kept.get("generators", [])]
         self.first = kept.get("first")
+        if self.is_loader and "pass" in kept:
+            loader, epoch = kept["pass"]
+            self.this = self.this._replace(loader=loader, epoch=epoch)
         _set(self.generators, self.begun)
         value = self.value
         if "state" in kept:
@@ -71,14 +82,14 @@ class Source:
             value.load_state_dict(kept["state"])
             self.iterator = iter(value)
             return lambda: False
-        if loaders.is_loader(value):
-            self.iterator = loaders.begin(value, count)
-            return lambda: loaders.advance(self.iterator, count)
+        if self.is_loader:
+            reading = self.iterator = loaders.begin(value, self.this, count)
+            return lambda: loaders.advance(reading, value, count)
         if _has_items_by_number(value):
             self.iterator = _by_number(value, count)
             return lambda: False
         if isinstance(value, Iterable):
-            self.iterator = _iterator(value)
+            self.iterator = self._iterator()
             return self._read_again(count)
         raise Corrupt(f"a {type(value).__name__} cannot be iterated over")
 
@@ -174,10 +185,6 @@ def _states(generators: Sequence[Any]) -> list[bytes]:
 def _set(generators: Sequence[Any], states: Sequence[bytes]) -> None:
     for generator, state in zip(generators, states, strict=False):
         rng.set_generator(generator, state)
-
-
-def _iterator(value: Any) -> Iterator[Any]:
-    return loaders.begin(value) if loaders.is_loader(value) else iter(value)
 
 
 def _has_items_by_number(value: Any) -> bool:
