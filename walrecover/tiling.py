@@ -15,7 +15,7 @@ from walrecover.events import DataOpened
 from walrecover.intervals import Stretch, lay
 from walrecover.ledger import Book, Key, Pass
 
-GLOBAL = "global"
+GLOBAL, ITEM = "global", "item"
 _NOTHING = Facts("")
 
 
@@ -176,13 +176,15 @@ def _report(
     newest: bool,
 ) -> Report:
     passes = [one for _, one in shares]
-    opened = next((one.opened for one in passes if one.opened is not None), None)
+    opened = next((one.opened for one in reversed(passes) if one.opened is not None), None)
     facts = facts_of(opened)
     taken = [s for one in passes for s in one.taken.stretches()]
     skipped = [s for one in passes for s in one.skipped.stretches()] + list(ordered)
     left = [s for one in passes for s in one.left.stretches()]
     reached = max((s.end for s in (*taken, *left)), default=0)
-    ends = [one for one in passes if one.ended is not None]
+    newest_step = max((one.last for one in passes), default=0)
+    # An end that was followed by more steps was none: the loop has been given more to do.
+    ends = [one for one in passes if one.ended is not None and one.ended >= newest_step]
     over = bool(ends) or not newest
     broken = bool(ends) and all(one.broken for one in ends)
     length = facts.length
@@ -190,10 +192,7 @@ def _report(
     if length is not None:
         limit = min(limit, length)
     found = _classes(limit, taken, skipped, left)
-    steps = (
-        min((one.first for one in passes if one.first), default=0),
-        max((one.last for one in passes), default=0),
-    )
+    steps = (min((one.first for one in passes if one.first), default=0), newest_step)
     ended = max((one.ended for one in ends if one.ended is not None), default=None)
     if _may_be_in(missing, steps[0], ended, taken):
         found["unknown"] = found.pop("gaps", [])
@@ -255,6 +254,8 @@ def _changed(passes: Sequence[Pass]) -> str:
     """What of a pass's facts did not stay the same: its positions would be other samples."""
     facts = [facts_of(one.opened) for one in passes if one.opened is not None]
     for name in ("kind", "length", "seed", "digest", "dropped"):
+        if name == "length" and all(one.kind == ITEM for one in facts):
+            continue  # a loop over a range that is longer now: more is to be done
         values = list(dict.fromkeys(getattr(one, name) for one in facts))
         if len(values) > 1:
             return f"{name}: {_shown(values[0])}, then {_shown(values[1])}"

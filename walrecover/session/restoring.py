@@ -18,7 +18,7 @@ from walrecover.failpoints import failpoint
 from walrecover.manifest import Manifest
 from walrecover.rundir import RunDir
 from walrecover.session import replicas
-from walrecover.session.position import Place, Position
+from walrecover.session.position import Place, Position, ledger_from, ledger_tree
 from walrecover.session.replicas import Repair
 from walrecover.stepcounts import Take
 from walrecover.torch_adapter import memory
@@ -140,7 +140,10 @@ def position_tree(position: Position) -> Any:
     """The wire form of a position. Raises Unstorable for a loader whose state cannot be kept."""
     return plain.to_tree(
         msgspec.structs.asdict(position)
-        | {"places": [msgspec.structs.asdict(place) for place in position.places]},
+        | {
+            "places": [msgspec.structs.asdict(place) for place in position.places],
+            "ledger": ledger_tree(position.ledger),
+        },
         "position",
         inline,
     )
@@ -150,6 +153,8 @@ def position_from(tree: Any) -> Position:
     """The position of a wire form. Raises Corrupt."""
     value = plain.from_tree(tree, build_inline)
     try:
-        return Position(**(value | {"places": [Place(**place) for place in value["places"]]}))
-    except (KeyError, TypeError) as error:
+        places = [Place(**place) for place in value["places"]]
+        ledger = ledger_from(value.get("ledger", []))
+        return Position(**(value | {"places": places, "ledger": ledger}))
+    except (KeyError, TypeError, ValueError) as error:
         raise Corrupt(f"position: {error}") from None
