@@ -203,10 +203,18 @@ class StateRepaired(_Event, frozen=True):
 
 
 class Resumed(_Event, frozen=True):
-    """This rank stands at the plan's step, every object restored."""
+    """This rank stands at the plan's step, every object restored.
+
+    Where another number of ranks had saved it: `saved_by`, how many; `source`, whose position and
+    values this rank took; `drawn_anew`, the digests of the generators' states that were begun anew
+    for this rank.
+    """
 
     step: int
     seconds: float = 0.0
+    saved_by: int = 0
+    source: int = 0
+    drawn_anew: dict[str, bytes] = {}
 
 
 class ResumeVerified(_Event, frozen=True):

@@ -157,6 +157,13 @@ EXAMPLES: dict[str, ev.Event] = {
         bound=0.01,
     ),
     "ResumeUnproven": ev.ResumeUnproven(reason="the stream of the attempt before is gone"),
+    "Resumed by another number of ranks": ev.Resumed(
+        step=1200,
+        seconds=0.25,
+        saved_by=2,
+        source=1,
+        drawn_anew={"torch": bytes(range(16))},
+    ),
     "StopAnnounced": ev.StopAnnounced(step=1202, signal=15),
     "RunStopped": ev.RunStopped(step=1202),
     "RunStopped full": ev.RunStopped(step=1202, signal=15),

@@ -100,9 +100,12 @@ class Loops:
         self.known = Known()
         self.opaque: list[str] = []
         self.consuming = Consuming()
+        self.dealt = False
 
-    def begin_resume(self, position: Position) -> None:
-        """Loops that start from now on continue where `position` says."""
+    def begin_resume(self, position: Position, *, dealt: bool = False) -> None:
+        """Loops that start from now on continue where `position` says. `dealt`: another number of
+        ranks had come there."""
+        self.dealt = dealt
         self.pending = position if position.places else None
         self.begun = position.begun
         self.done = list(position.done)
@@ -304,6 +307,8 @@ class Loops:
         if place.broken and not _longer(frame.length, place.length):
             frame.consumed = place.consumed
             return  # its sources stay empty
+        if self.dealt:
+            sources.require_alike(frame.sources, place.sources, place.length, frame.length)
         if frame.length is not None and frame.length < place.consumed and (depth or not innermost):
             raise NotRestored(
                 f"the loop had handed out {place.consumed} items when the snapshot was taken, and "

@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any
 
+from walrecover import elastic
+from walrecover.elastic import Reads
 from walrecover.errors import Corrupt, NotRestored
 from walrecover.torch_adapter import loaders, rng
 from walrecover.torch_adapter.memory import is_array_or_tensor
@@ -31,15 +33,15 @@ class Source:
     def __init__(self, value: Any) -> None:
         self.value = value
         self.iterator: Iterator[Any] = iter(())
+        self.reads = _reads(value)
+        self._kept_reads = tuple(self.reads)
         self.is_loader = loaders.is_loader(value)
         self.generators = loaders.generators(value) if self.is_loader else []
         self.begun = _states(self.generators)
         self.first: dict[str, Any] | None = None
         self.before: Any = None
         self.this = loaders.UNKEYED
-        self.has_state = all(
-            callable(getattr(value, name, None)) for name in ("state_dict", "load_state_dict")
-        )
+        self.has_state = _has_state(value)
 
     def begin(self) -> None:
         self.begun = _states(self.generators)
@@ -55,7 +57,7 @@ class Source:
 
     def state(self, *, inside: bool) -> dict[str, Any]:
         """What is kept of it. `inside`: a loop inside the current item is the one being read."""
-        kept: dict[str, Any] = {}
+        kept: dict[str, Any] = {"reads": self._kept_reads}
         if self.has_state:
             kept["state"] = self.before if inside else self.value.state_dict()
         if self.generators:
@@ -176,6 +178,31 @@ class Known:
         self._kept = {
             tuple(path): [(bytes(first), bytes(now)) for first, now in kept] for path, kept in tree
         }
+
+
+def _has_state(value: Any) -> bool:
+    return all(callable(getattr(value, name, None)) for name in ("state_dict", "load_state_dict"))
+
+
+def _reads(value: Any) -> Reads:
+    """How it is read, for a resume by another number of ranks."""
+    name = type(value).__name__
+    if _has_state(value):
+        return Reads(elastic.STATE, name)
+    if loaders.is_loader(value):
+        how = elastic.GLOBAL if loaders.is_global(value) else elastic.LOADER
+        return Reads(how, loaders.described(value))
+    return Reads(elastic.NUMBERS if _has_items_by_number(value) else elastic.OPAQUE, name)
+
+
+def require_alike(
+    sources: Sequence[Source], kept: Sequence[dict[str, Any]], then: int | None, now: int | None
+) -> None:
+    """Another number of ranks comes back to a loop. Raises NotRestored where what it goes over is
+    not what all ranks went over. `then`, `now`: how many items it had, and has."""
+    for source, state in zip(sources, kept, strict=True):
+        if reason := elastic.unlike(Reads(*state["reads"]), source.reads, then, now):
+            raise NotRestored(reason)
 
 
 def _states(generators: Sequence[Any]) -> list[bytes]:

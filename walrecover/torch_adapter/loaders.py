@@ -15,7 +15,7 @@ from itertools import islice
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import BatchSampler, DataLoader, IterableDataset
 
 from walrecover.torch_adapter import keyed
 from walrecover.torch_adapter.keyed import Pass, Reader, Reading
@@ -35,6 +35,21 @@ def is_loader(value: Any) -> bool:
         and type(value).__iter__ is DataLoader.__iter__
         and not isinstance(value.dataset, IterableDataset)
     )
+
+
+def is_global(loader: Any) -> bool:
+    """Whether its sampler's position is that of all ranks, whatever their number."""
+    samplers = (getattr(loader, name, None) for name in ("batch_sampler", "sampler"))
+    return any(getattr(sampler, "global_order", False) is True for sampler in samplers)
+
+
+def described(loader: Any) -> str:
+    """A loader for people: what it is, and what gives its order."""
+    sampler = getattr(loader, "sampler", None)
+    batch_sampler = getattr(loader, "batch_sampler", None)
+    if batch_sampler is not None and type(batch_sampler) is not BatchSampler:
+        sampler = batch_sampler
+    return f"{type(loader).__name__} with {type(sampler).__name__}"
 
 
 def generators(loader: Any) -> list[torch.Generator]:

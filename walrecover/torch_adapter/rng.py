@@ -42,7 +42,12 @@ def _python() -> tuple[Any, ...]:
     read = twisters.python()
     if read is not None:
         return (VERSION, *read)
-    version, (*words, index), gauss = random.getstate()
+    return packed_python(random.getstate())
+
+
+def packed_python(state: Any) -> tuple[Any, ...]:
+    """What `random.getstate` gives, packed."""
+    version, (*words, index), gauss = state
     return (version, INDEX.pack(index) + WORDS.pack(*words), gauss)
 
 
@@ -51,7 +56,11 @@ def _numpy(module: Any) -> tuple[Any, ...]:
     read = twisters.numpy(module)
     if read is not None:
         return (TWISTER, *read)
-    state = module.get_state(legacy=False)
+    return packed_numpy(module.get_state(legacy=False))
+
+
+def packed_numpy(state: dict[str, Any]) -> tuple[Any, ...]:
+    """What `numpy.random.get_state(legacy=False)` gives, packed."""
     if state["bit_generator"] != TWISTER:
         return (state["bit_generator"], json.dumps(state, default=lambda array: array.tolist()))
     words, index = state["state"]["key"], state["state"]["pos"]
