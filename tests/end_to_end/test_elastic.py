@@ -7,6 +7,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +17,7 @@ from typing import Any
 import pytest
 
 from tests.support.attempt import KILL
-from tests.support.forkserver import ForkServer
+from tests.support.forkserver import ROOT, ForkServer
 from tests.support.trial import KILLED, Ended, Trial
 from walrecover import entries, events
 from walrecover.rehearse.readout import read_events
@@ -94,6 +96,12 @@ class Elastic:
                 found[int(step)].add((float(lr), frozenset(ids)))
         return dict(found)
 
+    def show(self, *options: str) -> str:
+        """What `walrecover show` prints."""
+        command = [sys.executable, "-m", "walrecover.cli", "show", *options]
+        env = {**os.environ, "PYTHONPATH": str(ROOT)}
+        return subprocess.check_output(command, cwd=self.folder, env=env, text=True)
+
     def saved(self) -> dict[str, bytes]:
         """Every byte of the run's snapshots."""
         return {str(p): p.read_bytes() for p in self.directory.snapshots.rglob("*") if p.is_file()}
@@ -135,6 +143,13 @@ def test_other_numbers_of_ranks_make_the_same_steps(elastic: Make, undisturbed: 
         by_world[event.saved_by].add(event.source)
     assert dict(by_world) == {0: {0}, 2: {0}, 1: {0}, 3: {0, 1}}
     assert run.commits()[-1].end
+
+    shown = run.show()
+    assert [a["ranks"] for a in json.loads(run.show("--json"))["attempts"]] == [2, 1, 3, 2]
+    for line in ("from 2 to 1 ranks", "from 1 to 3 ranks", "from 3 to 2 ranks"):
+        assert f"→ resized   {line}; drawn anew on each: " in shown
+    plans = [entry.plan for entry in entries.attempts(Sequence(run.directory.sequence).read())]
+    assert [plan.ranks for plan in plans] == [0, 2, 1, 3]
 
 
 def test_what_is_drawn_anew_is_another_for_each_rank_and_the_same_for_each_try(

@@ -107,7 +107,7 @@ def _deal(
         names = repair.names if repair else ()
         return dealing.deal(manifest, base, rests, rank, world, names)
     except (KeyError, TypeError, AttributeError) as error:
-        raise Corrupt(f"{manifest.name}: no {error} in what a rank saved") from None
+        raise Corrupt(f"{manifest.name}: no {error} in it") from None
 
 
 def _dealt(restored: Restored, deal: Deal, saved_by: int) -> Restored:
