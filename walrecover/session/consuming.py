@@ -301,7 +301,9 @@ def _positions(share: Share) -> Ranges:
 
 def _differing(before: Facts, now: Facts) -> str:
     """The first of the facts that fix an order which is another. A plain iterable may have become
-    longer or shorter: positions mean the same."""
+    longer or shorter: positions mean the same. Of no kind is what other ranks read (`dealing`)."""
+    if not before.kind:
+        return ""
     for name in _COMPARED:
         if getattr(before, name) != getattr(now, name):
             if name == "length" and before.kind == now.kind == "item":

@@ -37,10 +37,9 @@ def is_loader(value: Any) -> bool:
     )
 
 
-def is_global(loader: Any) -> bool:
-    """Whether its sampler's position is that of all ranks, whatever their number."""
-    samplers = (getattr(loader, name, None) for name in ("batch_sampler", "sampler"))
-    return any(getattr(sampler, "global_order", False) is True for sampler in samplers)
+def is_global(loader: DataLoader[Any]) -> bool:
+    """Whether its position is that of all ranks, whatever their number."""
+    return isinstance(loader._index_sampler, GlobalBatchSampler)
 
 
 def described(loader: Any) -> str:
@@ -87,7 +86,7 @@ def advance(reading: Reading, loader: DataLoader[Any], count: int) -> bool:
 def _skips_itself(loader: DataLoader[Any]) -> bool:
     """A global order begins anywhere. The draws of any other sampler are made at their time, which
     with workers is when they start."""
-    return loader.num_workers > 0 or isinstance(loader._index_sampler, GlobalBatchSampler)
+    return loader.num_workers > 0 or is_global(loader)
 
 
 def _begin_persistent(loader: DataLoader[Any], this: Pass, skip: int) -> Reading:

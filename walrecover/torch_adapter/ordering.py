@@ -56,8 +56,6 @@ class GlobalBatchSampler(Sampler[list[int]]):
     Raises BadInput where so many ranks cannot share such batches, and says how many can.
     """
 
-    global_order = True  # for `elastic`: the position of one rank is that of all
-
     def __init__(
         self,
         data: Sized | int,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -13,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 from torch.utils.data.distributed import DistributedSampler
 
 import walrecover
+from walrecover.data import GlobalBatchSampler
 from walrecover.manifest import digest_of
 
 from .ranks import group
@@ -34,25 +34,6 @@ class Named(Dataset[tuple[Tensor, Tensor, int]]):
         return (*self.samples[index], index)
 
 
-class InOrder:
-    """This rank's slice of each batch of all ranks."""
-
-    global_order = True
-
-    def __init__(self, rank: int, world: int) -> None:
-        self.rank, self.world, self.epoch = rank, world, 0
-
-    def __len__(self) -> int:
-        return SIZE // BATCH
-
-    def __iter__(self) -> Iterator[list[int]]:
-        drawn = torch.Generator().manual_seed(self.epoch)
-        order = torch.randperm(SIZE, generator=drawn).tolist()
-        share = BATCH // self.world
-        for first in range(0, SIZE, BATCH):
-            yield order[first + self.rank * share : first + (self.rank + 1) * share]
-
-
 def training(
     store: str,
     rank: int,
@@ -71,15 +52,17 @@ def training(
         scheduler = StepLR(optimizer, 3, 0.5)
         torch.manual_seed(rank)  # dropout differs between the ranks
         data = Named()
-        sampler: Any = DistributedSampler(data, world, rank) if foreign else InOrder(rank, world)
-        share = BATCH // world
-        order = {"batch_size": share, "sampler": sampler} if foreign else {"batch_sampler": sampler}
-        loader: Any = DataLoader(data, **order)
+        loader: Any
+        if foreign:
+            loader = DataLoader(data, BATCH // world, sampler=DistributedSampler(data, world, rank))
+        else:
+            loader = DataLoader(data, batch_sampler=GlobalBatchSampler(data, BATCH, seed=1))
         more = {"own": {"rank": rank}} if own else {}
         run = walrecover.attach(model=model, optimizer=optimizer, scheduler=scheduler, **more)
         print("restored the mean", digest_of(model.module[1].running_mean.numpy().tobytes()))
         for epoch in run.loop(range(epochs)):
-            sampler.epoch = epoch
+            if foreign:
+                loader.sampler.set_epoch(epoch)
             for x, y, ids in run.loop(loader):
                 loss = learn(model, optimizer, x, y)
                 scheduler.step()
