@@ -9,10 +9,13 @@ the run's beginning. Positions are places in the order of one pass: 0 to its len
 
 from __future__ import annotations
 
+import sys
+from array import array
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import msgspec
+from xxhash import xxh3_128_digest
 
 Ranges = tuple[tuple[int, int], ...]
 """Half-open ranges of positions, ascending and disjoint."""
@@ -60,3 +63,25 @@ class Facts(NamedTuple):
     dropped: int = 0
     keyed: bool = False
     world: int = 1
+
+
+def packed(ids: Sequence[Any]) -> bytes:
+    """Sample ids as bytes: whole numbers of 64 bits, little-endian; anything else as it shows
+    itself, a line each."""
+    try:
+        numbers = array("q", ids)
+    except (TypeError, OverflowError, ValueError):
+        return "".join(f"{one!r}\n" for one in ids).encode(errors="surrogatepass")
+    if sys.byteorder == "big":
+        numbers.byteswap()
+    return numbers.tobytes()
+
+
+def ids_digest(ids: Sequence[Any]) -> bytes:
+    """`Consumed.samples` of a step that consumed these."""
+    return xxh3_128_digest(packed(ids))
+
+
+def chain(before: bytes, ids: Sequence[Any]) -> bytes:
+    """The digest of a pass's ids, one batch further. b"" before the first."""
+    return xxh3_128_digest(before + packed(ids))

@@ -80,7 +80,8 @@ class Rewind(msgspec.Struct, frozen=True, omit_defaults=True):
 class Plan(msgspec.Struct, frozen=True, omit_defaults=True):
     """What every rank of an attempt restores; `base` None starts from the beginning.
 
-    `skips`: all that the history of this plan leaves out; the next plan inherits them.
+    `skips`: all that the history of this plan leaves out; the next plan inherits them. `ranks`: how
+    many saved the base; another number may restore it.
     """
 
     base: SnapshotRef | None = None
@@ -88,6 +89,7 @@ class Plan(msgspec.Struct, frozen=True, omit_defaults=True):
     fresh: bool = False
     skips: tuple[Skip, ...] = ()
     rewind: Rewind | None = None
+    ranks: int = 0
 
 
 class Ancestor(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -68,26 +68,28 @@ class Order:
 class Draws:
     """Weighted draws with replacement: `draws(position)` is the sample drawn there.
 
-    Independent draws, each a function of (seed, epoch, position) and the weights. Keeps one number
-    for each weight.
+    Independent draws, each a function of (seed, epoch, position) and the weights, which are given
+    as their running sums, `cumulative(weights)`.
     """
 
-    def __init__(self, seed: int, epoch: int, weights: Sequence[float]) -> None:
-        """Raises BadInput for weights that cannot be drawn by."""
-        self.cumulative = cumulative(weights)
-        self._keys = _keys("draws", seed, epoch, len(weights))
+    def __init__(self, seed: int, epoch: int, sums: Sequence[float]) -> None:
+        self.sums = sums
+        self._keys = _keys("draws", seed, epoch, len(sums))
 
     def __call__(self, position: int) -> int:
-        return min(bisect_right(self.cumulative, self.point(position)), len(self.cumulative) - 1)
+        return min(bisect_right(self.sums, self.point(self.bits(position))), len(self.sums) - 1)
 
-    def point(self, position: Any) -> Any:
-        """Where the draw falls, from 0 to the sum of the weights: of a number or an array."""
+    def point(self, bits: Any) -> Any:
+        """Where a draw falls, from 0 to the sum of the weights. `bits` of an array: as float64."""
+        return bits * 2.0**-53 * float(self.sums[-1])
+
+    def bits(self, position: Any) -> Any:
+        """53 random bits, of a number or an array of int64."""
         low, high = position & _WORD, position >> 32
         for n in range(0, ROUNDS, 2):
             low = low ^ _mixed(high, self._keys[n])
             high = high ^ _mixed(low, self._keys[n + 1])
-        unit = ((high >> 6) * (1 << 27) + (low >> 5)) * 2.0**-53
-        return unit * self.cumulative[-1]
+        return (high >> 6) * (1 << 27) + (low >> 5)
 
 
 def cumulative(weights: Sequence[float]) -> list[float]:

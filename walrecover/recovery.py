@@ -45,10 +45,12 @@ class Begun(NamedTuple):
 
 
 class Verdict(NamedTuple):
-    """The recovery point (None: from the beginning) and the candidates passed over."""
+    """The recovery point (None: from the beginning), the candidates passed over, and how many ranks
+    saved the recovery point."""
 
     base: SnapshotRef | None
     rejected: tuple[Rejected, ...]
+    ranks: int = 0
 
 
 def fold_run(run: RunDir, entries: Many[Entry] | None = None) -> RunState:
@@ -109,14 +111,14 @@ def choose(run: RunDir, entries: Many[Entry], *, at: int | None = None) -> Verdi
         if at is not None and ref.step > at:
             continue
         try:
-            snapshot.verify(run, ref)
+            ranks = snapshot.verify(run, ref).world
         except (Corrupt, UnsupportedVersion) as error:
             rejected.append(Rejected(ref.step, ref.attempt, ref.manifest, str(error)))
         except OSError as error:
             reason = f"{ref.name} cannot be read: {error}"
             rejected.append(Rejected(ref.step, ref.attempt, ref.manifest, reason, confirmed=False))
         else:
-            return Verdict(ref, tuple(rejected))
+            return Verdict(ref, tuple(rejected), ranks)
     return Verdict(None, tuple(rejected))
 
 
@@ -135,7 +137,7 @@ def rewound(run: RunDir, entries: Many[Entry], why: str) -> Verdict:
         for ref in (commit.snapshot for commit in live)
         if ref.step >= live[0].snapshot.step
     )
-    return Verdict(verdict.base, (*left, *verdict.rejected))
+    return verdict._replace(rejected=(*left, *verdict.rejected))
 
 
 def begin_attempt(
@@ -178,7 +180,7 @@ def begin_attempt(
             at=time.time(),
             number=_next_number(found),
             nonce=os.urandom(4).hex(),
-            plan=Plan(verdict.base, verdict.rejected, fresh, skips),
+            plan=Plan(verdict.base, verdict.rejected, fresh, skips, ranks=verdict.ranks),
             holder=holder,
         )
 

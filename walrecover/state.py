@@ -38,6 +38,7 @@ class StreamRecord(msgspec.Struct):
     begun: ev.AttemptBegun | None = None
     steps: list[list[int]] = []
     resumed: ev.Resumed | None = None
+    proofs: list[ev.ResumeVerified | ev.ResumeDiverged | ev.ResumeUnproven] = []
     planned: ev.RecoveryPlanned | None = None
     exited: list[ev.WorkerExited] = []
     raised: list[ev.ExceptionRaised] = []
@@ -201,6 +202,9 @@ _HANDLERS: dict[type, Any] = {
     ev.AttemptBegun: _set("begun"),
     ev.StepCompleted: _step,
     ev.Resumed: _set("resumed"),
+    ev.ResumeVerified: _append("proofs"),
+    ev.ResumeDiverged: _append("proofs"),
+    ev.ResumeUnproven: _append("proofs"),
     ev.RecoveryPlanned: _set("planned"),
     ev.WorkerExited: _append("exited"),
     ev.ExceptionRaised: _append("raised"),

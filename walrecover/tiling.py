@@ -15,7 +15,7 @@ from walrecover.events import DataOpened
 from walrecover.intervals import Stretch, lay
 from walrecover.ledger import Book, Key, Pass
 
-GLOBAL = "global"
+GLOBAL, ITEM = "global", "item"
 _NOTHING = Facts("")
 
 
@@ -93,51 +93,70 @@ class Judgement(NamedTuple):
 
 def judge(chapters: Sequence[Chapter], skips: Iterable[Skip] = ()) -> Judgement:
     """Judge a history, given oldest chapter first. `skips`: what the newest plan leaves out."""
-    unproven, missing = _missing(chapters)
+    missing = list(_missing(chapters))
+    silent = list(_silent(chapters))
     ordered = {(skip.source, skip.epoch): [] for skip in skips}  # type: dict[Key, list[Stretch]]
     for skip in skips:
         ordered[skip.source, skip.epoch].append(Stretch(skip.begin, skip.end - skip.begin))
+    unread = [(one.first, one.last) for one in missing + silent]
     reports = []
     keys = sorted({key for c in chapters for book in c.books.values() for key in book.passes})
     for key in keys:
         last = not any(other[0] == key[0] and other[1] > key[1] for other in keys)
         for ranks, shares in _shares(chapters, key):
-            reports.append(_report(key, ranks, shares, ordered.get(key, []), missing, last))
+            reports.append(_report(key, ranks, shares, ordered.get(key, []), unread, last))
     reports = list(_alike(reports))
+    told = missing + (silent if any(report.unknown for report in reports) else [])
+    unproven = [str(one) for one in told]
+    unproven += [f"{c.label}: {loss}" for c in chapters for loss in c.losses]
     if chapters and not reports and any(c.last > c.ancestor.base for c in chapters):
         unproven.append("no step says what it consumed: read the data through run.loop()")
     return Judgement(tuple(reports), tuple(unproven))
 
 
-def _missing(chapters: Sequence[Chapter]) -> tuple[list[str], list[tuple[int, int]]]:
-    """What cannot be proved, in words, and the steps that nothing says the data of."""
-    said: list[str] = []
-    missing: list[tuple[int, int]] = []
+class _Missing(NamedTuple):
+    """Steps that nothing says the data of."""
 
-    def miss(who: str, first: int, last: int, why: str) -> None:
-        missing.append((first, last))
-        steps = f"step {first}" if first == last else f"steps {first} to {last}"
-        said.append(f"{who}: {why}, so what {steps} consumed is not known")
+    who: str
+    first: int
+    last: int
+    why: str
 
+    def __str__(self) -> str:
+        steps = f"step {self.first}"
+        if self.last > self.first:
+            steps = f"steps {self.first} to {self.last}"
+        return f"{self.who}: {self.why}, so what {steps} consumed is not known"
+
+
+def _missing(chapters: Sequence[Chapter]) -> Iterator[_Missing]:
+    """The steps of the history that no journal has."""
     for chapter in chapters:
         first, last = chapter.ancestor.base + 1, chapter.last
         if last < first:
             continue
         if not chapter.books:
-            miss(chapter.label, first, last, "its journal is missing")
+            yield _Missing(chapter.label, first, last, "its journal is missing")
             continue
         for rank in range(max(chapter.world, max(chapter.books) + 1)):
             book = chapter.books.get(rank)
             who = f"rank {rank} of {chapter.label}"
             if book is None:
-                miss(who, first, last, "its journal is missing")
+                yield _Missing(who, first, last, "its journal is missing")
                 continue
             for gone in book.missing(last):
-                miss(who, *gone, "its journal does not have them")
+                yield _Missing(who, *gone, "its journal does not have them")
+
+
+def _silent(chapters: Sequence[Chapter]) -> Iterator[_Missing]:
+    """The steps of attempts that consumed nothing, as far as they say: those of a release without
+    a ledger say nothing. No proof is lacking where no position is."""
+    for chapter in chapters:
+        for rank, book in sorted(chapter.books.items()):
             if book.silent:
-                miss(who, first, last, "its journal says of no data what it is")
-        said += [f"{chapter.label}: {loss}" for loss in chapter.losses]
-    return said, missing
+                who = f"rank {rank} of {chapter.label}"
+                first, last = chapter.ancestor.base + 1, chapter.last
+                yield _Missing(who, first, last, "its journal says of no data what it is")
 
 
 def _shares(
@@ -176,13 +195,15 @@ def _report(
     newest: bool,
 ) -> Report:
     passes = [one for _, one in shares]
-    opened = next((one.opened for one in passes if one.opened is not None), None)
+    opened = next((one.opened for one in reversed(passes) if one.opened is not None), None)
     facts = facts_of(opened)
     taken = [s for one in passes for s in one.taken.stretches()]
     skipped = [s for one in passes for s in one.skipped.stretches()] + list(ordered)
     left = [s for one in passes for s in one.left.stretches()]
     reached = max((s.end for s in (*taken, *left)), default=0)
-    ends = [one for one in passes if one.ended is not None]
+    newest_step = max((one.last for one in passes), default=0)
+    # An end that was followed by more steps was none: the loop has been given more to do.
+    ends = [one for one in passes if one.ended is not None and one.ended >= newest_step]
     over = bool(ends) or not newest
     broken = bool(ends) and all(one.broken for one in ends)
     length = facts.length
@@ -190,10 +211,7 @@ def _report(
     if length is not None:
         limit = min(limit, length)
     found = _classes(limit, taken, skipped, left)
-    steps = (
-        min((one.first for one in passes if one.first), default=0),
-        max((one.last for one in passes), default=0),
-    )
+    steps = (min((one.first for one in passes if one.first), default=0), newest_step)
     ended = max((one.ended for one in ends if one.ended is not None), default=None)
     if _may_be_in(missing, steps[0], ended, taken):
         found["unknown"] = found.pop("gaps", [])
@@ -255,6 +273,8 @@ def _changed(passes: Sequence[Pass]) -> str:
     """What of a pass's facts did not stay the same: its positions would be other samples."""
     facts = [facts_of(one.opened) for one in passes if one.opened is not None]
     for name in ("kind", "length", "seed", "digest", "dropped"):
+        if name == "length" and all(one.kind == ITEM for one in facts):
+            continue  # a loop over a range that is longer now: more is to be done
         values = list(dict.fromkeys(getattr(one, name) for one in facts))
         if len(values) > 1:
             return f"{name}: {_shown(values[0])}, then {_shown(values[1])}"

@@ -57,7 +57,7 @@ def test_the_order_is_a_format() -> None:
     assert [Order(0, 0, 10)(n) for n in range(10)] == GOLDEN[10]
     assert [Order(1, 2, 10**10)(n) for n in (0, 1, 10**10 - 1)] == GOLDEN[10**10]
     assert [Order(-5, 1, LONGEST)(n) for n in (0, LONGEST - 1)] == GOLDEN[LONGEST]
-    assert [Draws(0, 0, [1, 2, 3])(n) for n in range(16)] == GOLDEN["draws"]
+    assert [Draws(0, 0, [1, 3, 6])(n) for n in range(16)] == GOLDEN["draws"]
     assert seeds(1, 2, 3) == GOLDEN["seeds"]
 
 
@@ -98,22 +98,23 @@ def test_an_epoch_has_bounds() -> None:
 
 
 def test_draws_follow_their_weights() -> None:
-    draws = Draws(7, 0, [0, 1, 0, 3, 4, 0])
+    draws = Draws(7, 0, cumulative([0, 1, 0, 3, 4, 0]))
     found = Counter(map(draws, range(16_000)))
     assert set(found) == {1, 3, 4}
     for sample, expected in ((1, 2000), (3, 6000), (4, 8000)):
         assert abs(found[sample] - expected) < 6 * expected**0.5
-    assert [Draws(7, 1, [1] * 50)(n) for n in range(9)] != [
-        Draws(7, 0, [1] * 50)(n) for n in range(9)
+    assert [Draws(7, 1, range(1, 51))(n) for n in range(9)] != [
+        Draws(7, 0, range(1, 51))(n) for n in range(9)
     ]
 
 
 @given(SEEDS, st.lists(st.integers(0, 2**61), min_size=1))
 def test_draws_of_arrays_are_those_of_numbers(seed: int, positions: list[int]) -> None:
-    draws = Draws(seed, 0, [1.5, 0.25, 7])
-    points = draws.point(np.array(positions, np.int64)).tolist()
-    assert points == [draws.point(position) for position in positions]
-    assert all(0 <= point < 8.75 for point in points)
+    draws = Draws(seed, 0, cumulative([1.5, 0.25, 7]))
+    expected = [draws.bits(position) for position in positions]
+    assert draws.bits(np.array(positions, np.int64)).tolist() == expected
+    assert draws.bits(torch.tensor(positions)).tolist() == expected
+    assert all(0 <= bits < 2**53 for bits in expected)
 
 
 @pytest.mark.parametrize(

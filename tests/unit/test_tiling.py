@@ -168,6 +168,20 @@ def test_an_order_that_changed_within_a_pass_is_found(changed: dict[str, object]
     assert judgement.reports[0].changed.startswith(next(iter(changed)))
 
 
+def test_a_loop_that_was_given_more_to_do_goes_on() -> None:
+    """3 epochs, and then 5: the pass over them was over, and is not."""
+    first = [opened("item", length=3), *(step(n, (n - 1, n)) for n in (1, 2, 3))]
+    more = [opened("item", length=5), *(step(n, (n - 1, n)) for n in (4, 5))]
+    history = [
+        chapter(1, 3, book([*first, ev.PassEnded(step=3, source=0)]), cut=3),
+        chapter(2, 5, book([*more, ev.PassEnded(step=5, source=0)], base=3), base=3),
+    ]
+    assert only(judge(history)) == ("ok", (), ())
+    shorter = [history[0], chapter(2, 4, book(more[:2], base=3), base=3)]
+    assert only(judge(shorter)) == ("ok", (), ())
+    assert judge(shorter).reports[0].to_come == 1
+
+
 def test_a_journal_that_is_missing_is_no_gap_and_never_ok() -> None:
     after = book([opened(), *steps(4, 6), ENDED], base=3)
     history = [chapter(1, 3, cut=3), chapter(2, 6, after, base=3)]
