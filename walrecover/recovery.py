@@ -13,7 +13,7 @@ from collections.abc import Sequence as Many
 from pathlib import Path
 from typing import NamedTuple
 
-from walrecover import checkpoints, lease, snapshot
+from walrecover import checkpoints, failures, goodput, lease, snapshot
 from walrecover import entries as model
 from walrecover.entries import AttemptEntry, CommitEntry, Entry, Holder, Plan, Rejected, SnapshotRef
 from walrecover.errors import (
@@ -185,6 +185,8 @@ def begin_attempt(
     failpoint("recovery.planned")
     entry = entries[-1]
     assert isinstance(entry, AttemptEntry)
+    if (spent := goodput.split(state)) is not None:
+        failures.tell(run.meeting(entry.number, entry.nonce), spent.rate)
     event = planned_event(state, entry.plan, time.monotonic() - began)
     line = describe(run, entry, event, model.finished(entries))
     return Begun(entry, event, line, state)

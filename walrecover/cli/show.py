@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from walrecover import recovery
+from walrecover.cli import times
 from walrecover.cli.options import as_json, directory, journal_dir, resolve, run_argument
 from walrecover.cli.output import clock, seconds, write_json
 from walrecover.cli.views import flow, run_row
@@ -17,7 +18,8 @@ FILES = 5
 
 @click.command(
     "show",
-    help="One run's recovery flow: each attempt, what it resumed, how it ended, what was decided.",
+    help="One run's recovery flow: each attempt, what it resumed, how it ended, what was decided; "
+    "and where the time went.",
 )
 @run_argument
 @directory
@@ -26,7 +28,8 @@ FILES = 5
 def command(run: str | None, directory: str | None, journal_dir: str | None, as_json: bool) -> int:
     found = resolve(run, directory, journal_dir)
     state = recovery.fold_run(found)
-    row, story = run_row(found.name, state), flow(state)
+    spent = times.spending(state)
+    row, story = run_row(found.name, state) | times.fields(state, spent), flow(state, spent)
     losses = [loss for record in state.records.values() for loss in record.losses]
     superseded = state.superseded()
     if as_json:
@@ -38,6 +41,7 @@ def command(run: str | None, directory: str | None, journal_dir: str | None, as_
     )
     for item in story:
         _draw(item)
+    times.draw(row)
     for loss in losses:
         click.echo(f"lost from the journal: {loss}")
     return 0

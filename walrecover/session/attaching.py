@@ -54,8 +54,8 @@ def attach(
     (model, optimizer, scheduler, scaler), tensors, generators, dicts and namespaces of plain
     values and tensors. Every rank calls it, after `init_process_group`.
 
-    `every`: "30s", "5m" or "100steps" between snapshots. `resume`: "auto", "must" or "never".
-    `strict`: names or keys that only the snapshot or only the script has are an error.
+    `every`: "30s", "5m" or "100steps" between snapshots, or "auto". `resume`: "auto", "must" or
+    "never". `strict`: names or keys that only the snapshot or only the script has are an error.
 
     Raises TypeError for an object that cannot be kept; BadInput, RunBusy, Fenced, Mismatch,
     NothingToResume, Corrupt, UnsupportedVersion or StorageFailed.

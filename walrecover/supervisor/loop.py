@@ -206,6 +206,7 @@ class _Supervision:
                 fingerprint=verdict.fingerprint,
                 artefacts=outcome.forced.artefacts if outcome.forced else (),
                 step=verdict.step,
+                seen=outcome.seen,
             )
         )
 
