@@ -18,6 +18,7 @@ from walrecover.errors import Corrupt, UnsupportedVersion
 FORMAT = 1
 MAX_ENTRY_BYTES = 1 << 20
 _NONCE = re.compile(r"[0-9a-z]{1,32}")
+_RUN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
 
 
 class Holder(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -57,12 +58,66 @@ class Rejected(msgspec.Struct, frozen=True, omit_defaults=True):
     confirmed: bool = True
 
 
+class Skip(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Positions that a pass over a reader leaves out on purpose: `begin` to `end` - 1 of pass
+    `epoch`. Reader and pass are those of `consumed`."""
+
+    source: int
+    epoch: int
+    begin: int
+    end: int
+    why: str = ""
+
+
+class Rewind(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The plan goes back to before `step`, whose numbers were bad; 0 where the journal does not
+    know which it was."""
+
+    step: int
+    reason: str
+
+
 class Plan(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What every rank of an attempt restores; `base` None starts from the beginning."""
+    """What every rank of an attempt restores; `base` None starts from the beginning.
+
+    `skips`: all that the history of this plan leaves out; the next plan inherits them. `ranks`: how
+    many saved the base; another number may restore it.
+    """
 
     base: SnapshotRef | None = None
     rejected: tuple[Rejected, ...] = ()
     fresh: bool = False
+    skips: tuple[Skip, ...] = ()
+    rewind: Rewind | None = None
+    ranks: int = 0
+
+
+class Ancestor(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Steps `base` + 1 to `cut` of a history were made by this attempt of this run. `cut` None: it
+    is still open."""
+
+    run: str
+    attempt: int
+    nonce: str
+    base: int
+    cut: int | None = None
+
+
+class OriginEntry(msgspec.Struct, frozen=True, omit_defaults=True, tag="origin"):
+    """Entry 1 of a fork: the snapshot of the run `parent` that this run goes on from.
+
+    The snapshot exists in this run by this entry, as by a commit. `history`: where its steps were
+    made, newest first, over all generations. `skips`: what the fork leaves out. `finished`: its
+    parent's loops had ended there.
+    """
+
+    id: str
+    at: float
+    parent: str
+    snapshot: SnapshotRef
+    history: tuple[Ancestor, ...] = ()
+    skips: tuple[Skip, ...] = ()
+    finished: bool = False
 
 
 class AttemptEntry(msgspec.Struct, frozen=True, omit_defaults=True, tag="attempt"):
@@ -99,7 +154,7 @@ class RetirementEntry(msgspec.Struct, frozen=True, omit_defaults=True, tag="reti
     manifests: tuple[str, ...]
 
 
-Entry = AttemptEntry | CommitEntry | RetirementEntry
+Entry = AttemptEntry | CommitEntry | RetirementEntry | OriginEntry
 
 _decoder = msgspec.json.Decoder(Entry, strict=True)
 _encoder = msgspec.json.Encoder()
@@ -148,6 +203,8 @@ def decode(data: bytes, number: int) -> Entry:
     try:
         entry: Entry = _decoder.decode(unguard(data))
         _check(entry)
+        if isinstance(entry, OriginEntry) and number != 1:
+            raise Corrupt("an origin, which only the first can be")
         return entry
     except UnsupportedVersion as error:
         raise UnsupportedVersion(f"sequence entry {number}: {error}") from None
@@ -160,6 +217,10 @@ def _check(entry: Entry) -> None:
     for step, attempt, nonce in _named(entry):
         if not (0 <= step < 1 << 53 and 1 <= attempt < 1 << 32 and _NONCE.fullmatch(nonce)):
             raise Corrupt(f"step {step} of attempt {attempt}, {nonce!r} is no name")
+    if isinstance(entry, OriginEntry):
+        for run in (entry.parent, *(one.run for one in entry.history)):
+            if not is_run_name(run):
+                raise Corrupt(f"{run!r} is not a run's name")
 
 
 def _named(entry: Entry) -> Iterator[tuple[int, int, str]]:
@@ -169,6 +230,14 @@ def _named(entry: Entry) -> Iterator[tuple[int, int, str]]:
             yield entry.plan.base.step, entry.plan.base.attempt, entry.plan.base.nonce
     elif isinstance(entry, CommitEntry):
         yield entry.snapshot.step, entry.snapshot.attempt, entry.snapshot.nonce
+    elif isinstance(entry, OriginEntry):
+        yield entry.snapshot.step, entry.snapshot.attempt, entry.snapshot.nonce
+        for one in entry.history:
+            yield one.cut or 0, one.attempt, one.nonce
+
+
+def is_run_name(name: str) -> bool:
+    return bool(_RUN.fullmatch(name))
 
 
 def attempt_label(number: int, nonce: str) -> str:
@@ -204,9 +273,29 @@ def newest_attempt(entries: Sequence[Entry]) -> AttemptEntry | None:
     return None
 
 
+def origin(entries: Sequence[Entry]) -> OriginEntry | None:
+    """What a fork goes on from; None for a run that is none."""
+    return entries[0] if entries and isinstance(entries[0], OriginEntry) else None
+
+
+def skips(entries: Sequence[Entry]) -> tuple[Skip, ...]:
+    """What the next plan inherits: what is skipped stays skipped, unless a run starts over."""
+    newest = newest_attempt(entries)
+    if newest is not None:
+        return newest.plan.skips
+    first = origin(entries)
+    return first.skips if first else ()
+
+
 def commits(entries: Sequence[Entry]) -> list[CommitEntry]:
-    """The commits that count: each was entered while its own attempt was the newest one (P4)."""
+    """The commits that count: each was entered while its own attempt was the newest one (P4).
+
+    The snapshot of a fork's origin counts as the first.
+    """
     counted = []
+    first = origin(entries)
+    if first is not None:
+        counted.append(CommitEntry(first.id, first.at, first.snapshot, first.finished))
     newest: tuple[int, str] | None = None
     for entry in entries:
         if isinstance(entry, AttemptEntry):
@@ -264,6 +353,9 @@ def candidates(entries: Sequence[Entry]) -> list[CommitEntry]:
         ]
         found += sorted(own, key=lambda c: (c.snapshot.step, c.snapshot.end), reverse=True)
         base = by_nonce[(link.attempt, link.nonce)].plan.base
+    first = origin(entries)
+    if first is not None and (base == first.snapshot or not by_nonce):
+        found.append(counted[0])  # the chain goes back to it
     return [c for c in found if c.snapshot.manifest not in void]
 
 

@@ -26,7 +26,8 @@ class _Event(msgspec.Struct, frozen=True, omit_defaults=True, tag=True, kw_only=
 
 
 class Code(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What ran: recorded at every attempt, compared on resume."""
+    """What ran: recorded at every attempt, compared on resume. `inexact`: what of it need not give
+    the same bits twice."""
 
     argv: tuple[str, ...] = ()
     commit: str = ""
@@ -37,6 +38,7 @@ class Code(msgspec.Struct, frozen=True, omit_defaults=True):
     cpu: str = ""
     world: int = 1
     environment: dict[str, str] = {}
+    inexact: tuple[str, ...] = ()
 
 
 class AttemptBegun(_Event, frozen=True):
@@ -81,7 +83,8 @@ class DataOpened(_Event, frozen=True):
     sample, in the order of this rank's own sampler), "batch" or "item" (what a loader or an
     iterable of this rank gives). `length`: of one pass, None where it is not known. `batch`:
     samples of one batch, of all ranks together where the order is global; 0 for none. `seed`: of
-    the order. `digest`: what else the order depends on. `keyed`: randomness in the loader's
+    the order. `digest`: what else the order depends on. `dropped`: samples that no pass has, as
+    drop_last leaves them out. `keyed`: randomness in the loader's
     workers is a function of the position. `world`: how many ranks share the order.
     """
 
@@ -92,6 +95,7 @@ class DataOpened(_Event, frozen=True):
     batch: int = 0
     seed: int | None = None
     digest: bytes | None = None
+    dropped: int = 0
     keyed: bool = False
     world: int = 1
 
@@ -124,12 +128,14 @@ class WrittenFile(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class ShardsWritten(_Event, frozen=True):
-    """This rank's files of a snapshot are durable, and its vote is cast."""
+    """This rank's files of a snapshot are durable, and its vote is cast. `state`: the digest of
+    each attached object's whole state, by its name."""
 
     step: int
     files: tuple[WrittenFile, ...]
     end: bool = False
     seconds: float = 0.0
+    state: dict[str, bytes] = {}
 
 
 class SnapshotCommitted(_Event, frozen=True):
@@ -214,10 +220,62 @@ class StateRepaired(_Event, frozen=True):
 
 
 class Resumed(_Event, frozen=True):
-    """This rank stands at the plan's step, every object restored."""
+    """This rank stands at the plan's step, every object restored.
+
+    Where another number of ranks had saved it: `saved_by`, how many; `source`, whose position and
+    values this rank took; `drawn_anew`, the digests of the generators' states that were begun anew
+    for this rank.
+    """
 
     step: int
     seconds: float = 0.0
+    saved_by: int = 0
+    source: int = 0
+    drawn_anew: dict[str, bytes] = {}
+
+
+class ResumeVerified(_Event, frozen=True):
+    """What this rank did again after a resume equals what the journal holds of the first time.
+
+    `from_step`, `to_step`: the first and the last step compared; both 0 where nothing was done
+    twice. `restored`: one digest of the state given back after step `base`, equal to the
+    snapshot's; where nothing was done twice, it is the proof. `states`: steps at which both
+    histories captured the whole state, and it was equal. `tier`: "exact" (the bits), or "tolerant",
+    with `why` and the relative `bound` of losses.
+    """
+
+    base: int
+    tier: str
+    from_step: int = 0
+    to_step: int = 0
+    restored: bytes | None = None
+    states: tuple[int, ...] = ()
+    why: tuple[str, ...] = ()
+    bound: float = 0.0
+
+
+class ResumeDiverged(_Event, frozen=True):
+    """The first thing in which this rank's resumed history is another one than before.
+
+    `step`: where; the snapshot's own step where the state given back was not the one saved. `what`:
+    the cause comes before its effects. `before`: as it was; `after`: as it is now. `attempt`: the
+    one that it was compared with.
+    """
+
+    step: int
+    what: str
+    before: str
+    after: str
+    attempt: int = 0
+    tier: str = "exact"
+    why: tuple[str, ...] = ()
+    bound: float = 0.0
+
+
+class ResumeUnproven(_Event, frozen=True):
+    """Nothing proves this resume, or refutes it."""
+
+    reason: str
 
 
 class PlaceReached(_Event, frozen=True):
@@ -412,6 +470,9 @@ Event = (
     | StateRepaired
     | Resumed
     | PlaceReached
+    | ResumeVerified
+    | ResumeDiverged
+    | ResumeUnproven
     | StopAnnounced
     | RunStopped
     | RunFinished

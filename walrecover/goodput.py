@@ -126,6 +126,12 @@ def split(state: RunState, now: float | None = None) -> Goodput | None:
     return Goodput(at - begin, total, by_attempt, cost, Rate(failures, exposed))
 
 
+def rate(state: RunState) -> Rate:
+    """How often the run has failed, all of its attempts being over."""
+    found = split(state)
+    return found.rate if found else Rate(0, 0.0)
+
+
 def _attempts(state: RunState) -> Iterator[_Attempt]:
     """The attempts in their order. The word of a supervisor counts for the newest of those that
     its workers began: torchrun starts its own without telling it."""

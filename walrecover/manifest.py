@@ -14,6 +14,7 @@ import msgspec
 
 from walrecover.entries import digest_of as digest_of
 from walrecover.entries import guard, snapshot_name, unguard
+from walrecover.entries import is_run_name as is_run_name
 from walrecover.errors import Corrupt, UnsupportedVersion
 
 T = TypeVar("T")
@@ -23,7 +24,6 @@ MAX_MANIFEST_BYTES = 256 << 20
 _SNAPSHOT = r"step-([0-9]{8,16})(-end)?\.(a[0-9]{1,10}-[0-9a-z]{1,32})"
 _NAME = re.compile(_SNAPSHOT)
 _FILE = re.compile(rf"{_SNAPSHOT}/rank-[0-9]{{5,9}}\.(?:safetensors|msgpack)")
-_RUN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
 
 
 class FileAt(msgspec.Struct, frozen=True):
@@ -161,7 +161,7 @@ def _decode(data: bytes, kind: type[T], what: str) -> T:
 
 
 def _check_part(part: Part) -> None:
-    if not _RUN.fullmatch(part.run):
+    if not is_run_name(part.run):
         raise Corrupt(f"vote of rank {part.rank}: {part.run!r} is not a run's name")
     for path, at in part.files.items():
         if not _FILE.fullmatch(path):
@@ -171,10 +171,6 @@ def _check_part(part: Part) -> None:
     for name, tensor in part.tensors.items():
         if not _FILE.fullmatch(tensor.file) or any(n < 0 for n in tensor.shape):
             raise Corrupt(f"vote of rank {part.rank}: {name} has a false address")
-
-
-def is_run_name(name: str) -> bool:
-    return bool(_RUN.fullmatch(name))
 
 
 def parse_snapshot_name(name: str) -> tuple[int, bool, str] | None:

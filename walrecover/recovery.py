@@ -13,7 +13,7 @@ from collections.abc import Sequence as Many
 from pathlib import Path
 from typing import NamedTuple
 
-from walrecover import checkpoints, failures, goodput, lease, snapshot
+from walrecover import checkpoints, lease, snapshot
 from walrecover import entries as model
 from walrecover.entries import AttemptEntry, CommitEntry, Entry, Holder, Plan, Rejected, SnapshotRef
 from walrecover.errors import (
@@ -45,10 +45,12 @@ class Begun(NamedTuple):
 
 
 class Verdict(NamedTuple):
-    """The recovery point (None: from the beginning) and the candidates passed over."""
+    """The recovery point (None: from the beginning), the candidates passed over, and how many ranks
+    saved the recovery point."""
 
     base: SnapshotRef | None
     rejected: tuple[Rejected, ...]
+    ranks: int = 0
 
 
 def fold_run(run: RunDir, entries: Many[Entry] | None = None) -> RunState:
@@ -109,14 +111,14 @@ def choose(run: RunDir, entries: Many[Entry], *, at: int | None = None) -> Verdi
         if at is not None and ref.step > at:
             continue
         try:
-            snapshot.verify(run, ref)
+            ranks = snapshot.verify(run, ref).world
         except (Corrupt, UnsupportedVersion) as error:
             rejected.append(Rejected(ref.step, ref.attempt, ref.manifest, str(error)))
         except OSError as error:
             reason = f"{ref.name} cannot be read: {error}"
             rejected.append(Rejected(ref.step, ref.attempt, ref.manifest, reason, confirmed=False))
         else:
-            return Verdict(ref, tuple(rejected))
+            return Verdict(ref, tuple(rejected), ranks)
     return Verdict(None, tuple(rejected))
 
 
@@ -135,7 +137,7 @@ def rewound(run: RunDir, entries: Many[Entry], why: str) -> Verdict:
         for ref in (commit.snapshot for commit in live)
         if ref.step >= live[0].snapshot.step
     )
-    return Verdict(verdict.base, (*left, *verdict.rejected))
+    return verdict._replace(rejected=(*left, *verdict.rejected))
 
 
 def begin_attempt(
@@ -171,13 +173,14 @@ def begin_attempt(
             if resume == "must":
                 raise NothingToResume(f"run {run.name} has no committed snapshot to resume from")
         failpoint("recovery.verified")
-        newest = model.newest_attempt(found)
+        fresh = resume == "never"
+        skips = () if fresh else model.skips(found)
         return AttemptEntry(
             id=os.urandom(8).hex(),
             at=time.time(),
-            number=newest.number + 1 if newest else 1,
+            number=_next_number(found),
             nonce=os.urandom(4).hex(),
-            plan=Plan(verdict.base, verdict.rejected, fresh=resume == "never"),
+            plan=Plan(verdict.base, verdict.rejected, fresh, skips, ranks=verdict.ranks),
             holder=holder,
         )
 
@@ -185,11 +188,17 @@ def begin_attempt(
     failpoint("recovery.planned")
     entry = entries[-1]
     assert isinstance(entry, AttemptEntry)
-    if (spent := goodput.split(state)) is not None:
-        failures.tell(run.meeting(entry.number, entry.nonce), spent.rate)
     event = planned_event(state, entry.plan, time.monotonic() - began)
     line = describe(run, entry, event, model.finished(entries))
     return Begun(entry, event, line, state)
+
+
+def _next_number(found: Many[Entry]) -> int:
+    """A fork's first attempt goes on counting from the one that made its snapshot."""
+    newest, first = model.newest_attempt(found), model.origin(found)
+    if newest is not None:
+        return newest.number + 1
+    return first.snapshot.attempt + 1 if first else 1
 
 
 def planned_event(state: RunState, plan: Plan, seconds: float) -> RecoveryPlanned:

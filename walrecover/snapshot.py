@@ -303,6 +303,8 @@ def delete_void(run: RunDir, found: list[Entry]) -> None:
     void = model.retired(found)
     alive = {c.snapshot.name for c in model.commits(found) if c.snapshot.manifest not in void}
     labels = {entry.label for entry in model.attempts(found)}
+    if first := model.origin(found):
+        labels.add(model.attempt_label(first.snapshot.attempt, first.snapshot.nonce))
     newest = model.newest_attempt(found)
     if newest is None:
         return

@@ -42,6 +42,7 @@ class StreamRecord(msgspec.Struct):
     begun: ev.AttemptBegun | None = None
     steps: list[list[int]] = []
     resumed: ev.Resumed | None = None
+    proofs: list[ev.ResumeVerified | ev.ResumeDiverged | ev.ResumeUnproven] = []
     planned: ev.RecoveryPlanned | None = None
     exited: list[ev.WorkerExited] = []
     raised: list[ev.ExceptionRaised] = []
@@ -234,6 +235,9 @@ _HANDLERS: dict[type, Any] = {
     ev.PlaceReached: _reached,
     ev.LoopStalled: _stalled,
     ev.PaceSet: _set("pace"),
+    ev.ResumeVerified: _append("proofs"),
+    ev.ResumeDiverged: _append("proofs"),
+    ev.ResumeUnproven: _append("proofs"),
     ev.RecoveryPlanned: _set("planned"),
     ev.WorkerExited: _append("exited"),
     ev.ExceptionRaised: _append("raised"),

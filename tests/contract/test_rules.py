@@ -158,7 +158,7 @@ def one_plan(run: RunDir) -> None:
         plan = recovery.begin_attempt(run, holder()).entry.plan
     assert plan.base == refs[0]
     assert [(r.step, r.confirmed) for r in plan.rejected] == [(6, False), (4, True)]
-    assert recovery.begin_attempt(run, holder()).entry.plan == Plan(refs[2])
+    assert recovery.begin_attempt(run, holder()).entry.plan == Plan(refs[2], ranks=2)
 
 
 def the_journal_comes_before_the_vote(run: RunDir) -> None:
@@ -224,7 +224,8 @@ def votes_that_never_meet_are_abandoned(run: RunDir) -> None:
 def nothing_is_restored_but_commits(run: RunDir) -> None:
     """Rule 8: there is no arena yet. A plan can name only a commit; the day it can name an
     arena, this fails, and the rule wants a check of its own."""
-    assert Plan.__struct_fields__ == ("base", "rejected", "fresh")
+    fields = ("base", "rejected", "fresh", "skips", "rewind", "ranks")
+    assert Plan.__struct_fields__ == fields
     with Launch.begin(run) as launch:
         launch.train(1)
         launch.vote(0), launch.vote(1)
@@ -356,7 +357,7 @@ def recovering_again_changes_nothing(run: RunDir) -> None:
     """Rule 14: no state derives from the attempt's number, and no budget is burnt by it."""
     refs = saved(run, 2, 4)
     plans = [recovery.begin_attempt(run, holder()).entry.plan for _ in range(5)]
-    assert plans == [Plan(refs[1])] * 5
+    assert plans == [Plan(refs[1], ranks=2)] * 5
     history = [Ended(number, signal=9) for number in range(1, 4)]
     restored = [Ended(number, signal=9, restored=True) for number in range(1, 4)]
     assert decide_restart(0.0, history, Policy(max_restarts=3)).action == "restart"

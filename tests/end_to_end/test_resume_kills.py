@@ -11,6 +11,9 @@ import pytest
 from tests.support.attempt import KILL
 from tests.support.forkserver import ForkServer
 from tests.support.trial import Trial
+from walrecover import auditing
+from walrecover.rundir import RunDir, list_runs
+from walrecover.tiling import Judgement
 
 SHAPES = (
     "epoch_code",
@@ -58,6 +61,8 @@ KILLS = {
     4: ("step", "1steps"),
     7: ("step", "3steps"),
 }
+# They read their data through no `run.loop`.
+WITHOUT_DATA = ("own_loop",)
 # It takes three steps to its boundary, so that it makes no progress in fewer.
 FEW_BOUNDARIES = "plain_inner_loop"
 
@@ -91,3 +96,12 @@ def test_killed_at_every_kth_step_ends_undisturbed(
     assert kills >= (len(whole.losses()) - 1) // (k + 1)
     assert trial.losses() == whole.losses()
     assert trial.result() == whole.result()
+    found = audit_of(trial)
+    assert found.verdict == ("unproven" if shape in WITHOUT_DATA else "ok"), found
+    assert found.reports == audit_of(whole).reports
+
+
+def audit_of(trial: Trial) -> Judgement:
+    root = trial.folder / ".walrecover"
+    (name,) = list_runs(root)
+    return auditing.audit(RunDir(root, name))

@@ -274,7 +274,9 @@ def test_what_the_first_rank_cannot_begin_no_rank_begins(pair: Make) -> None:
         assert "has no committed snapshot to resume from" in ended.output
 
 
-def test_another_number_of_ranks_is_a_mismatch(pair: Make, server: ForkServer) -> None:
+def test_what_is_each_ranks_own_is_a_mismatch_for_another_number_of_ranks(
+    pair: Make, server: ForkServer
+) -> None:
     shrunk = pair("training")
     shrunk.run({0: (4, "step", KILL)})
     alone = Trial(server, shrunk.folder, "ranks:training")
@@ -282,6 +284,8 @@ def test_another_number_of_ranks_is_a_mismatch(pair: Make, server: ForkServer) -
     status, output = alone.run(store=str(shrunk.folder / "alone"), rank=0, world=1)
     assert status == 1
     assert "Mismatch: the snapshot was taken by 2 ranks, and there are 1 now" in output
+    assert "each rank has its own own.rank (0 on rank 0, 1 on rank 1)" in output
+    assert "DataLoader with DistributedSampler stands at item" in output
 
 
 def test_attach_before_the_process_group_is_an_error(server: ForkServer, tmp_path: Path) -> None:

@@ -9,7 +9,17 @@ import pytest
 
 from tests.support.protocol import attempt, committed, reference, retirement
 from walrecover import entries as model
-from walrecover.entries import AttemptEntry, CommitEntry, Entry, Rejected, SnapshotRef
+from walrecover.entries import (
+    Ancestor,
+    AttemptEntry,
+    CommitEntry,
+    Entry,
+    Plan,
+    Rejected,
+    Rewind,
+    Skip,
+    SnapshotRef,
+)
 from walrecover.errors import Corrupt, UnsupportedVersion
 
 
@@ -24,6 +34,14 @@ ENTRIES: list[Entry] = [
     committed(12, 2, end=True, finished=True),
     retirement(2, reference(8, 1), reference(4, 1)),
 ]
+ORIGIN = model.OriginEntry(
+    id="0f",
+    at=0.0,
+    parent="a-run",
+    snapshot=reference(8, 2),
+    history=(Ancestor("a-run", 2, "00000002", 4, 8), Ancestor("a-run", 1, "00000001", 0, 4)),
+    skips=(Skip(0, 1, 64, 128, "bad batches"),),
+)
 
 
 # --- bytes --------------------------------------------------------------------------------------
@@ -311,3 +329,52 @@ def test_nothing_is_retired_twice() -> None:
 def test_nothing_to_retire_without_attempts() -> None:
     assert model.retirable([], frozenset(), 2) == ()
     assert model.retirable([attempt(1)], frozenset(), 2) == ()
+
+
+# --- forks --------------------------------------------------------------------------------------
+
+
+def test_an_origin_comes_back_as_it_was_and_is_only_ever_the_first() -> None:
+    assert model.decode(model.encode(ORIGIN), 1) == ORIGIN
+    with pytest.raises(Corrupt, match="sequence entry 2: an origin, which only the first can be"):
+        model.decode(model.encode(ORIGIN), 2)
+
+
+@pytest.mark.parametrize("name", ["", "../a", "a/b", ".hidden", "a\0"])
+def test_a_parent_leads_nowhere_else(name: str) -> None:
+    replace = msgspec.structs.replace
+    ancestor = replace(ORIGIN.history[0], run=name)
+    for entry in (replace(ORIGIN, parent=name), replace(ORIGIN, history=(ancestor,))):
+        with pytest.raises(Corrupt, match="is not a run's name"):
+            model.decode(model.encode(entry), 1)
+    nonce = replace(ORIGIN.history[0], nonce="../x")
+    with pytest.raises(Corrupt, match="is no name"):
+        model.decode(model.encode(replace(ORIGIN, history=(nonce,))), 1)
+
+
+def test_the_snapshot_of_an_origin_is_a_candidate_until_the_chain_leaves_it() -> None:
+    assert steps(model.candidates([ORIGIN])) == [(8, 2)]
+    going_on: list[Entry] = [ORIGIN, attempt(3, reference(8, 2)), committed(12, 3)]
+    assert steps(model.candidates(going_on)) == [(12, 3), (8, 2)]
+    again = [*going_on, attempt(4, reference(8, 2))]
+    assert steps(model.candidates(again)) == [(8, 2)]
+    assert steps(model.candidates([*going_on, attempt(4)])) == []  # it has started over
+    void = [*going_on, retirement(3, reference(8, 2))]
+    assert steps(model.candidates(void)) == [(12, 3)]
+
+
+def test_a_fork_of_a_finished_run_is_finished_until_it_trains() -> None:
+    done = msgspec.structs.replace(ORIGIN, finished=True)
+    assert model.finished([done]) and not model.finished([ORIGIN])
+    assert not model.finished([done, attempt(3, reference(8, 2)), committed(12, 3)])
+
+
+def test_what_is_skipped_is_inherited_until_a_run_starts_over() -> None:
+    assert model.skips([]) == model.skips([attempt(1)]) == ()
+    assert model.skips([ORIGIN]) == ORIGIN.skips
+    more = (*ORIGIN.skips, Skip(0, 2, 0, 64))
+    plan = Plan(reference(8, 2), skips=more, rewind=Rewind(9, "the loss is nan"))
+    second = msgspec.structs.replace(attempt(3), plan=plan)
+    assert model.skips([ORIGIN, second]) == more
+    assert model.decode(model.encode(second), 2) == second
+    assert model.skips([ORIGIN, second, attempt(4)]) == ()

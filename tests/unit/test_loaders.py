@@ -199,12 +199,12 @@ def test_persistent_workers_live_on_when_an_epoch_was_resumed(dataset: Counting)
     source = Source(make(dataset))
     resume([source], [{}], 2)
     assert len(epoch(source)) == 4
-    iterator = source.value._iterator
-    pids = [worker.pid for worker in iterator._workers]
+    pids = [worker.pid for worker in source.iterator.iterator._workers]  # type: ignore[attr-defined]
     following = Source(source.value)
     following.begin()
     assert len(epoch(following)) == 6
-    assert [worker.pid for worker in source.value._iterator._workers] == pids
+    assert [w.pid for w in following.iterator.iterator._workers] == pids  # type: ignore[attr-defined]
+    assert [len(batch) for batch in source.value] == [4, 4, 4, 4, 4, 3]  # read by the script itself
 
 
 def test_loaders_read_together_draw_in_their_order(tmp_path: Path) -> None:
@@ -296,8 +296,8 @@ def test_the_generators_of_a_loader() -> None:
 
 def test_skipping_takes_no_part_in_the_loader_itself() -> None:
     loader: Any = DataLoader(list(range(10)), 2)  # type: ignore[arg-type]
-    iterator = loaders.begin(loader, 3)
-    loaders.advance(iterator, 3)
+    iterator = loaders.begin(loader, skip=3)
+    loaders.advance(iterator, loader, 3)
     assert [item.tolist() for item in iterator] == [[6, 7], [8, 9]]
     assert [item.tolist() for item in loader] == [[n, n + 1] for n in range(0, 10, 2)]
     assert len(list(itertools.chain(loader))) == len(loader) == 5

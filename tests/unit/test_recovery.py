@@ -91,7 +91,7 @@ def test_a_new_run_begins_at_the_beginning(run: RunDir) -> None:
 def test_the_newest_is_restored(run: RunDir) -> None:
     refs = saved(run, 2, 4, 6)
     begun = begin_attempt(run, holder())
-    assert begun.entry.plan == Plan(base=refs[2])
+    assert begun.entry.plan == Plan(base=refs[2], ranks=2)
     assert begun.line == "run a-run: attempt 2 resumes after step 6"
 
 
@@ -197,7 +197,7 @@ def test_an_attempt_that_committed_nothing_changes_nothing(run: RunDir) -> None:
         with Launch.begin(run) as launch:
             launch.train(3)
             launch.vote(0)
-    assert begin(run) == Plan(base=refs[1])
+    assert begin(run) == Plan(base=refs[1], ranks=2)
 
 
 def test_confirmed_damage_is_not_read_again(run: RunDir) -> None:
@@ -208,7 +208,7 @@ def test_confirmed_damage_is_not_read_again(run: RunDir) -> None:
     damage(run, refs[1])
     assert begin(run).base == refs[0]
     path.write_bytes(good)
-    assert begin(run) == Plan(base=refs[0])
+    assert begin(run) == Plan(base=refs[0], ranks=2)
 
 
 def test_what_could_only_not_be_read_is_tried_again(
@@ -222,7 +222,7 @@ def test_what_could_only_not_be_read_is_tried_again(
             plan = begin(run)
             assert plan.base == refs[0]
             assert [r.confirmed for r in plan.rejected if r.step == 6] == [False]
-    assert begin(run) == Plan(base=refs[2])
+    assert begin(run) == Plan(base=refs[2], ranks=2)
     assert recovery_point(run) == refs[2]
 
 
@@ -233,7 +233,7 @@ def test_what_was_committed_since_is_not_given_up_for_a_retry(
     with monkeypatch.context() as patch:
         unreadable(patch, refs[1])
         since = saved(run, 3)
-    assert begin(run) == Plan(base=since[0])
+    assert begin(run) == Plan(base=since[0], ranks=2)
 
 
 def test_what_turns_out_to_be_damaged_is_not_tried_a_third_time(
@@ -245,7 +245,7 @@ def test_what_turns_out_to_be_damaged_is_not_tried_a_third_time(
         begin(run)
     damage(run, refs[1])
     assert [r.confirmed for r in begin(run).rejected] == [True]
-    assert begin(run) == Plan(base=refs[0])
+    assert begin(run) == Plan(base=refs[0], ranks=2)
 
 
 def test_where_nothing_can_be_read_it_refuses(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -392,7 +392,7 @@ def test_damage_in_a_journal_is_named_and_changes_nothing(run: RunDir) -> None:
     path = run.stream(entry.number, entry.nonce, "rank-1") / "data.mdb"
     os.truncate(path, 4096)
     begun = begin_attempt(run, holder())
-    assert begun.entry.plan == Plan(base=refs[1])
+    assert begun.entry.plan == Plan(base=refs[1], ranks=2)
     assert any("rank-1 of attempt 1" in loss for loss in begun.event.losses)
 
 
@@ -421,7 +421,7 @@ def test_a_run_directory_is_read_as_it_lies(run: RunDir) -> None:
     (run.journal / "file").write_bytes(b"")
     (run.snapshots / "step-00000099.a1-0").symlink_to(run.snapshots / refs[0].name)
     os.mkfifo(run.path / "fifo")
-    assert begin(run) == Plan(base=refs[0])
+    assert begin(run) == Plan(base=refs[0], ranks=2)
 
 
 def test_a_shard_that_lies_behind_a_fifo_does_not_hang_it(run: RunDir) -> None:
@@ -472,7 +472,7 @@ def test_what_a_rewind_left_behind_never_returns_and_rewinding_again_goes_furthe
 
 def test_where_there_is_nothing_older_the_newest_is_restored(run: RunDir) -> None:
     (ref,) = saved(run, 2)
-    assert begin(run, rewind="numeric") == Plan(base=ref)
+    assert begin(run, rewind="numeric") == Plan(base=ref, ranks=2)
 
 
 def test_a_rewind_passes_over_damage(run: RunDir) -> None:
@@ -486,7 +486,7 @@ def test_a_rewind_passes_over_damage(run: RunDir) -> None:
 def test_a_rewind_to_nothing_but_damage_keeps_the_newest(run: RunDir) -> None:
     refs = saved(run, 2, 4)
     damage(run, refs[0])
-    assert begin(run, rewind="numeric") == Plan(base=refs[1])
+    assert begin(run, rewind="numeric") == Plan(base=refs[1], ranks=2)
 
 
 def test_crashing_in_a_rewind_any_number_of_times_ends_in_the_same_base(

@@ -22,6 +22,8 @@ COMMANDS = {
     "status": "The runs of a directory.",
     "show": "One run's recovery flow.",
     "log": "The events of a run.",
+    "fork": "Another run from a kept snapshot.",
+    "audit": "Which samples were consumed: every one exactly once, proved from the journal.",
     "verify": "Read back every digest of journal and snapshots.",
     "policy": "What follows a failure: the policy in force.",
     "doctor": "What is wrong with a place to train in, and what to do.",

@@ -59,6 +59,8 @@ def _draw(item: dict[str, Any]) -> None:
     _stage("planned", where, stages["planned"])
     if stages["restored"] is not None:
         _stage("restored", "every object of every rank", stages["restored"])
+    if stages["restored"] is not None and item["saved_by"] not in (None, item["ranks"]):
+        _stage("resized", _of_ranks(item))
     if item["last_step"] is not None:
         _stage("trained", f"steps {item['first_step']} to {item['last_step']}")
     _draw_files(item["files"])
@@ -71,6 +73,12 @@ def _draw(item: dict[str, Any]) -> None:
         _stage("saved" if salvaged["saved"] else "not saved", _of_salvage(salvaged))
     if item["decision"]:
         _stage(item["decision"], item["reason"])
+
+
+def _of_ranks(item: dict[str, Any]) -> str:
+    text = f"from {item['saved_by']} to {item['ranks']} ranks"
+    anew = item["drawn_anew"]
+    return f"{text}; drawn anew on each: {', '.join(anew)}" if anew else text
 
 
 def _of_salvage(salvaged: dict[str, Any]) -> str:

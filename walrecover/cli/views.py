@@ -80,6 +80,7 @@ def _attempt(state: RunState, entry: AttemptEntry) -> dict[str, Any]:
     exited = supervisor.exited[-1] if supervisor.exited else _unseen(state, entry, records)
     decided = supervisor.decided[-1] if supervisor.decided else None
     resumed = next((record.resumed for record in ranks if record.resumed), None)
+    world = next((record.begun.world for record in ranks if record.begun), None)
     planned = next((r.planned for r in [supervisor, *ranks] if r.planned), None)
     return {
         "attempt": entry.number,
@@ -88,6 +89,9 @@ def _attempt(state: RunState, entry: AttemptEntry) -> dict[str, Any]:
         "rejected": [
             {"step": r.step, "attempt": r.attempt, "reason": r.reason} for r in entry.plan.rejected
         ],
+        "ranks": world,
+        "saved_by": entry.plan.ranks or None,
+        "drawn_anew": sorted(resumed.drawn_anew) if resumed else [],
         "first_step": min((first for first, _ in steps), default=None),
         "last_step": max((last for _, last in steps), default=None),
         "lost_steps": planned.lost_steps if planned else None,

@@ -99,6 +99,15 @@ class Reader:
             if problem is not None:
                 raise problem
 
+    def payloads(
+        self, after: Cursor | None = None, upto: int | None = None
+    ) -> Iterator[list[bytes]]:
+        """As `read`, several events at a time, and not decoded."""
+        for _, checked in self._chunks(after or START, upto):
+            yield checked.payloads
+            if checked.problem is not None:
+                raise checked.problem
+
     def head(self) -> Cursor:
         """The cursor behind the newest event. Only that event is checked."""
         entries, last = self._ask(lambda transaction: (_entries(transaction), _last(transaction)))

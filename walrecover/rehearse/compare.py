@@ -9,31 +9,16 @@ unseeded one differs from the start. `used_generators` says which are compared.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from blake3 import blake3
 
-from walrecover.values import ABSENT, bits, first_difference, shown
+from walrecover.twins import Facts, differences
+from walrecover.values import ABSENT, first_difference
 
 _DRAWN = ("position", "rng")
 """What of the plain state holds states of generators."""
-
-
-class Facts(NamedTuple):
-    """What the journal says of one execution of a step.
-
-    `rng`: digests by generator. `opening`: the first step of its attempt, which gives the digest
-    of every generator; later ones give those that moved. `more`: what a session may record beside
-    that (ranges of samples, digests of batch and state), compared where both give it.
-    """
-
-    position: tuple[int, ...]
-    lr: tuple[float, ...]
-    rng: Mapping[str, bytes]
-    scalars: Mapping[str, float]
-    opening: bool = False
-    more: Mapping[str, Any] = {}
 
 
 class Superseded(NamedTuple):
@@ -127,7 +112,7 @@ def _between_runs(calm: Outcome, killed: Outcome, used: frozenset[str]) -> Itera
                 if one is not other:
                     yield Difference(step, rank, "the step", _presence(one), _presence(other))
                 continue
-            for what, value, changed in facts_that_differ(one, other, used):
+            for what, value, changed in differences(one, other, used):
                 yield Difference(step, rank, what, value, changed)
 
 
@@ -136,40 +121,12 @@ def _within(killed: Outcome, used: frozenset[str]) -> Iterator[Difference]:
     for first in sorted(killed.superseded, key=lambda one: (one.step, one.rank, one.attempt)):
         again = killed.history[first.rank].get(first.step)
         if again is not None:
-            for what, value, changed in facts_that_differ(first.facts, again, used):
+            for what, value, changed in differences(first.facts, again, used):
                 yield Difference(first.step, first.rank, what, value, changed, again=True)
 
 
 def _presence(facts: Facts | None) -> str:
     return ABSENT if facts is None else "completed"
-
-
-def facts_that_differ(
-    one: Facts, other: Facts, used: frozenset[str]
-) -> Iterator[tuple[str, str, str]]:
-    """(what, one's value, the other's), causes before effects."""
-    if one.position != other.position:
-        yield "the data position", str(one.position), str(other.position)
-    if list(map(bits, one.lr)) != list(map(bits, other.lr)):
-        yield "the learning rate", _numbers(one.lr), _numbers(other.lr)
-    for name in sorted(one.rng.keys() & other.rng.keys() & used):
-        if one.rng[name] != other.rng[name]:
-            yield f"the random state of {name}", one.rng[name].hex(), other.rng[name].hex()
-    for name in sorted(one.more.keys() & other.more.keys()):
-        if found := first_difference(one.more[name], other.more[name], f"the {name}"):
-            yield found
-    for name in sorted(one.scalars.keys() | other.scalars.keys()):
-        mine, its = one.scalars.get(name), other.scalars.get(name)
-        if mine is None or its is None or bits(mine) != bits(its):
-            yield name, _scalar(mine), _scalar(its)
-
-
-def _scalar(value: float | None) -> str:
-    return ABSENT if value is None else shown(value)
-
-
-def _numbers(values: Iterable[float]) -> str:
-    return ", ".join(shown(value) for value in values) or ABSENT
 
 
 # --- the final states -------------------------------------------------------------------------

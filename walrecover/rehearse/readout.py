@@ -17,12 +17,12 @@ from walrecover.errors import WalrecoverError
 from walrecover.events import Event, ScalarsArrived, ShardsWritten, StepCompleted, Unknown
 from walrecover.journal import Reader, find_streams
 from walrecover.manifest import Manifest, TensorAt
-from walrecover.rehearse.compare import Facts, Final, Outcome, Superseded, Tensor
+from walrecover.rehearse.compare import Final, Outcome, Superseded, Tensor
 from walrecover.rundir import RunDir
 from walrecover.state import RunState, StreamKey
+from walrecover.twins import Facts, facts_of, with_scalars
 
 CHUNK_BYTES = 1 << 20
-MORE = ("consumed", "batch", "state", "grad_norm")
 
 
 class Unfinished(WalrecoverError):
@@ -99,17 +99,9 @@ def _executions(run: RunDir) -> dict[StreamKey, dict[int, Facts]]:
     for key, event in read_events(run, "rank-"):
         steps = found.setdefault(key, {})
         if isinstance(event, StepCompleted):
-            steps[event.step] = Facts(
-                position=event.position,
-                lr=event.lr,
-                rng=event.rng,
-                scalars=event.scalars,
-                opening=not steps,
-                more={name: value for name in MORE if (value := getattr(event, name))},
-            )
+            steps[event.step] = facts_of(event, opening=not steps)
         elif isinstance(event, ScalarsArrived) and event.step in steps:
-            before = steps[event.step]
-            steps[event.step] = before._replace(scalars={**before.scalars, **event.scalars})
+            steps[event.step] = with_scalars(steps[event.step], event.scalars)
     return found
 
 

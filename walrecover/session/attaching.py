@@ -15,7 +15,7 @@ from typing import Any
 
 from walrecover import entries as model
 from walrecover import events as ev
-from walrecover import promotion, recovery, snapshot, stacks
+from walrecover import failures, goodput, promotion, recovery, snapshot, stacks
 from walrecover.beats import Beat
 from walrecover.entries import AttemptEntry, Holder
 from walrecover.errors import BadInput, Fenced, Mismatch, WalrecoverError
@@ -25,7 +25,7 @@ from walrecover.journal import Journal
 from walrecover.processes import identity, watch_supervisor
 from walrecover.rundir import RunDir, find_root
 from walrecover.sequence import Sequence
-from walrecover.session import code, restoring, settings
+from walrecover.session import code, dealing, restoring, settings
 from walrecover.session.disabled import DisabledRun
 from walrecover.session.meeting import Meeting
 from walrecover.session.restoring import Restored
@@ -142,8 +142,7 @@ def _begin(
             raise
         _say_so(journal, restored, notes, ranks)
         failpoint("restore.applied")
-    seconds = time.monotonic() - began
-    journal.append(ev.Resumed(at=time.time(), step=base.step if base else 0, seconds=seconds))
+    journal.append(_resumed(base.step if base else 0, time.monotonic() - began, restored))
     gathering.gather("restored")  # no rank steps before all have said so (rule 5)
     failpoint("restore.announced")
     return Run(
@@ -184,10 +183,27 @@ def _give_back(
         ) from None
 
 
+def _resumed(step: int, seconds: float, restored: Restored | None) -> ev.Resumed:
+    deal = restored.deal if restored else None
+    if restored is None or deal is None:
+        return ev.Resumed(at=time.time(), step=step, seconds=seconds)
+    return ev.Resumed(
+        at=time.time(),
+        step=step,
+        seconds=seconds,
+        saved_by=restored.saved_by,
+        source=deal.source,
+        drawn_anew=dealing.digests(restored.rng, deal),
+    )
+
+
 def _say_so(journal: Journal, restored: Restored, notes: list[str], ranks: World) -> None:
     """What is not as it was saved: in the journal, and to whoever looks on."""
     for note in [*notes, *(restored.notes if ranks.rank == 0 else ())]:
         print(f"walrecover: not restored: {note}", file=sys.stderr)
+    if restored.deal is not None and ranks.rank == 0:
+        said = restored.deal.said(restored.saved_by, ranks.size)
+        print(f"walrecover: {said}", file=sys.stderr, flush=True)
     if restored.repair is None:
         return
     rank, names, reason = restored.repair
@@ -286,6 +302,8 @@ def _attempt(run: RunDir, chosen: Settings) -> tuple[AttemptEntry, ev.RecoveryPl
         resume = chosen.resume
     begun = recovery.begin_attempt(run, holder, resume=resume)
     _claim(run, begun.entry)
+    folder = run.meeting(begun.entry.number, begun.entry.nonce)
+    failures.tell(folder, goodput.rate(begun.state))
     print(f"walrecover: {begun.line}", file=sys.stderr, flush=True)
     return begun.entry, begun.event
 

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 from walrecover.errors import BadInput, NotRestored
 from walrecover.session import sources
+from walrecover.session.consuming import Consuming, Reader
 from walrecover.session.position import Place, Position
 from walrecover.session.readahead import ReadAhead
 from walrecover.session.sources import Known, Source, shortest
@@ -51,6 +52,7 @@ class Frame:
         self.stepped = False
         self.resumed_inside = False
         self.guard = ReadAhead()
+        self.readers: list[Reader] = []
 
     def place(self, *, inside: bool = False, broken: bool = False) -> Place:
         return Place(
@@ -97,9 +99,13 @@ class Loops:
         self.misread = ""
         self.known = Known()
         self.opaque: list[str] = []
+        self.consuming = Consuming()
+        self.dealt = False
 
-    def begin_resume(self, position: Position) -> None:
-        """Loops that start from now on continue where `position` says."""
+    def begin_resume(self, position: Position, *, dealt: bool = False) -> None:
+        """Loops that start from now on continue where `position` says. `dealt`: another number of
+        ranks had come there."""
+        self.dealt = dealt
         self.pending = position if position.places else None
         self.begun = position.begun
         self.done = list(position.done)
@@ -107,11 +113,13 @@ class Loops:
         self.replays = {n: place.direct for n, place in enumerate(position.places[:-1], 1)}
         self.replays |= {0: position.direct, BEHIND: position.behind}
         self.known.keep(position.generators)
+        self.consuming.keep(position.ledger)
 
     # -- what the run asks ------------------------------------------------------------------
 
     def position(self) -> Position:
         """Where training stands, at a boundary."""
+        ledger = self.consuming.ledger(frame.readers for frame in self.stack)
         if not self.stack and self.last_top is not None:
             return Position(
                 [self.last_top],
@@ -120,17 +128,20 @@ class Loops:
                 self.direct - self.behind,
                 self.behind,
                 self.known.tree(),
+                ledger,
             )
         last = len(self.stack) - 1
         places = [frame.place(inside=n < last) for n, frame in enumerate(self.stack)]
-        return Position(places, self.begun, list(self.done), self.direct, 0, self.known.tree())
+        done = list(self.done)
+        return Position(places, self.begun, done, self.direct, 0, self.known.tree(), ledger)
 
     def end_position(self) -> Position:
         """Where training stands when `finish` is called in the middle of a loop, or after it."""
         if self.stack:
             place = self.stack[0].place(broken=True)
             done = list(self.done)
-            return Position([place], self.begun, done, self.direct, 0, self.known.tree())
+            ledger = self.consuming.ledger(frame.readers for frame in self.stack)
+            return Position([place], self.begun, done, self.direct, 0, self.known.tree(), ledger)
         return self.position()
 
     def indices(self) -> tuple[int, ...]:
@@ -173,6 +184,7 @@ class Loops:
         for frame in self.stack:
             frame.stepped = True
             frame.items_since_step = 0
+        self.consuming.made(frame.readers for frame in self.stack)
         return True
 
     def _is_replay(self) -> bool:
@@ -218,7 +230,8 @@ class Loops:
         depth = len(self.stack)
         frame = Frame(ordinal, iterables)
         how = self._how(ordinal, depth)
-        self.known.meet((*(f.ordinal for f in self.stack), ordinal), frame.sources)
+        path = (*(f.ordinal for f in self.stack), ordinal)
+        self.known.meet(path, frame.sources)
         if how == "skipped":
             ended = self._done(depth)[ordinal]
             self._mark_done(ordinal, ended)
@@ -226,10 +239,13 @@ class Loops:
             return frame, how
         if how == "resumed":
             assert self.pending is not None
-            self._resume(frame, self.pending.places[depth], depth)
+            place = self.pending.places[depth]
+            self._resume(frame, place, depth)
+            frame.readers = self.consuming.resume(path, frame.sources, place.consumed)
         else:
             for source in frame.sources:
                 source.begin()
+            frame.readers = self.consuming.begin(path, frame.sources)
         self.stack.append(frame)
         self.children.append(0)
         if how == "resumed" and not frame.resumed_inside:
@@ -291,6 +307,8 @@ class Loops:
         if place.broken and not _longer(frame.length, place.length):
             frame.consumed = place.consumed
             return  # its sources stay empty
+        if self.dealt:
+            sources.require_alike(frame.sources, place.sources, place.length, frame.length)
         if frame.length is not None and frame.length < place.consumed and (depth or not innermost):
             raise NotRestored(
                 f"the loop had handed out {place.consumed} items when the snapshot was taken, and "
@@ -322,6 +340,9 @@ class Loops:
             frame.before, frame.direct = captured or rng.capture(), 0
         items = frame.fetch()
         frame.consumed += 1
+        if not resumed:
+            for reader in frame.readers:
+                reader.take()
         frame.items_since_step += 1
         frame.done = []
         self.children[-1] = 0
@@ -355,6 +376,7 @@ class Loops:
         while True:
             last = self.stack.pop()
             self.children.pop()
+            self.consuming.ended(last.readers, broken)
             if not self.stack and last.stepped:
                 self.last_top = last.place(broken=broken)
                 self.done_before_top = list(self.done)
@@ -373,6 +395,7 @@ class Loops:
         if frame.resumed_inside and self.pending is not None:
             raise NotRestored(self._lost(self.stack.index(frame) + 1))
         half_done = frame.trains and frame.items_since_step
+        self.consuming.ended(frame.readers, broken=False)
         if self.stack == [frame] and frame.stepped and not half_done:
             self.host.loops_ended()
         self.leave(frame, broken=False)

@@ -8,9 +8,12 @@ prologue repeats as it was (DESIGN: restore order).
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import msgspec
+
+from walrecover.consumed import Facts, chain
 
 
 class Place(msgspec.Struct):
@@ -35,13 +38,66 @@ class Place(msgspec.Struct):
     sources: list[Any] = []
 
 
+Where = tuple[tuple[int, ...], int]
+"""A reader of data: the place of its loop, and which of the loop's iterables it is."""
+
+
+class Known(NamedTuple):
+    """What is kept of a reader (specs/13-ledger.md).
+
+    `number`: of the reader. `passes`: how many had steps; `varied`: their facts differed. `at`:
+    positions that the last of them handed out; `chain`: the digest of their sample ids, those of
+    `ids` still to be taken into it.
+    """
+
+    number: int
+    facts: Facts
+    passes: int
+    varied: bool
+    at: int
+    chain: bytes
+    ids: tuple[Sequence[Any], ...] = ()
+
+
+class Ledger(NamedTuple):
+    """The readers of a run. `step`: the last one that was made."""
+
+    step: int = 0
+    readers: tuple[tuple[Where, Known], ...] = ()
+
+
+def ledger_tree(ledger: Ledger) -> list[Any]:
+    """The wire form."""
+    found = []
+    for (path, which), known in ledger.readers:
+        digest = known.chain
+        for ids in known.ids:
+            digest = chain(digest, ids)
+        found.append([list(path), which, list(known.facts), *known[:1], *known[2:5], digest])
+    return [ledger.step, found]
+
+
+def ledger_from(tree: Sequence[Any]) -> Ledger:
+    """The ledger of a wire form: of [] that of a release without one."""
+    if not tree:
+        return Ledger()
+    step, found = tree
+    return Ledger(
+        step,
+        tuple(
+            ((tuple(path), which), Known(number, Facts(*facts), *rest))
+            for path, which, facts, number, *rest in found
+        ),
+    )
+
+
 class Position(msgspec.Struct):
     """Where training stands.
 
     `places` outermost first, the last one being the loop whose next item was asked for. `begun`:
     the random state at `attach`. `done` and `direct`: as in Place, at the top level. `behind`: how
     many steps were made since the only place, a loop that has ended. `generators`: loaders' own,
-    those that no place reads included.
+    those that no place reads included. `ledger`: what was consumed of which data.
     """
 
     places: list[Place] = []
@@ -50,3 +106,4 @@ class Position(msgspec.Struct):
     direct: int = 0
     behind: int = 0
     generators: list[Any] = []
+    ledger: Ledger = Ledger()

@@ -8,13 +8,14 @@ step is complete is `run`'s, the order in the stream the journal's.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
 from walrecover import events as ev
 from walrecover.journal import Journal
 from walrecover.session import imports
+from walrecover.session.consuming import Share, shares
 from walrecover.session.loops import Loops
 from walrecover.torch_adapter import rng, scalars
 from walrecover.torch_adapter.objects import Attached
@@ -35,6 +36,7 @@ class Recorder:
 
     def take(self, step: int, values: Mapping[str, Any]) -> None:
         """What `run.step` was given: numbers now, tensors on a device once they have arrived."""
+        self._loops.consuming.step = step
         for name, value in values.items():
             number = scalars.number(value)
             if number is not None:
@@ -45,6 +47,7 @@ class Recorder:
     def record(self, step: int) -> dict[str, Any]:
         """Journal the step. Returns the random state behind it."""
         captured = rng.capture()
+        self._record_notes()
         self._journal.append(
             partial(
                 self._completed,
@@ -54,6 +57,7 @@ class Recorder:
                 self._attached.learning_rates(),
                 self._scalars,
                 captured,
+                self._loops.consuming.taken(),
             )
         )
         self._scalars = {}
@@ -67,6 +71,13 @@ class Recorder:
         """Journal the scalars of earlier steps that have come from their device. `wait`: all."""
         for step, values in self._late.arrived(wait=wait):
             self._journal.append(ev.ScalarsArrived(at=time.time(), step=step, scalars=values))
+        self._record_notes()
+
+    def _record_notes(self) -> None:
+        """Journal which readers were opened, and which passes are over."""
+        notes = self._loops.consuming.notes
+        while notes:
+            self._journal.append(notes.pop(0))
 
     def _completed(
         self,
@@ -76,6 +87,7 @@ class Recorder:
         lr: tuple[float, ...],
         values: dict[str, float],
         captured: dict[str, Any],
+        taken: Sequence[Share],
     ) -> ev.StepCompleted:
         """In the journal's thread, step after step: what the loop need not wait for."""
         digests = rng.digests(captured)
@@ -89,4 +101,5 @@ class Recorder:
             lr=lr,
             scalars=values,
             rng=moved,
+            consumed=shares(taken),
         )

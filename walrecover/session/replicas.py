@@ -96,7 +96,8 @@ def repair(manifest: Manifest, found: Found, kinds: Mapping[str, str], take: Tak
                     f"{name} of rank {part.rank} has other tensors than that of rank {take.rank}: "
                     f"these ranks are no replicas, and cannot take it from each other"
                 )
-    return Repair(take.rank, names, stepcounts.said(found))
+    why = stepcounts.said(found) or "by order, for another number of ranks"
+    return Repair(take.rank, names, why)
 
 
 def _differing(manifest: Manifest, names: list[str]) -> list[str]:

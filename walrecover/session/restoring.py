@@ -10,15 +10,16 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from walrecover import plain, shards, snapshot, stepcounts
+from walrecover import elastic, plain, shards, snapshot, stepcounts
+from walrecover.elastic import Deal
 from walrecover.entries import SnapshotRef
-from walrecover.errors import Corrupt, Mismatch
+from walrecover.errors import Corrupt
 from walrecover.events import Code
 from walrecover.failpoints import failpoint
 from walrecover.manifest import Manifest
 from walrecover.rundir import RunDir
-from walrecover.session import replicas
-from walrecover.session.position import Place, Position
+from walrecover.session import dealing, replicas
+from walrecover.session.position import Place, Position, ledger_from, ledger_tree
 from walrecover.session.replicas import Repair
 from walrecover.stepcounts import Take
 from walrecover.torch_adapter import memory
@@ -36,6 +37,8 @@ class Restored(NamedTuple):
     code: Code | None
     repair: Repair | None = None
     notes: tuple[str, ...] = ()
+    deal: Deal | None = None
+    saved_by: int = 0
 
 
 def read(
@@ -47,38 +50,37 @@ def read(
     take: Take | None = None,
     strict: bool = True,
 ) -> Restored:
-    """This rank's part of a snapshot, each digest checked as it is read.
+    """This rank's part of a snapshot, each digest checked as it is read; where another number of
+    ranks saved it, what it is dealt.
 
     Where step counts disagree over the ranks: what `take` orders, a Mismatch without an order, a
     note where not `strict`.
     """
     manifest = snapshot.load_manifest(run, base)
-    if manifest.world != world:
-        raise Mismatch(
-            f"the snapshot was taken by {manifest.world} ranks, and there are {world} now: start "
-            f"as many as before"
-        )
-    rest = _rest(run, manifest, rank)
+    resized = manifest.world != world
+    source = elastic.source_of(rank, manifest.world) if resized else rank
+    rest = _rest(run, manifest, source)
     try:
         objects = dict(rest["state"]["objects"])
         kinds = {name: item["kind"] for name, item in objects.items()}
     except (KeyError, TypeError, AttributeError) as error:
-        raise Corrupt(f"{_own(manifest, rank)}: no {error} in it") from None
+        raise Corrupt(f"{_own(manifest, source)}: no {error} in it") from None
     found = replicas.disagreement(run, manifest, kinds)
     repair: Repair | None = None
     notes: tuple[str, ...] = ()
-    if found and (strict or take is not None):
+    if (found and strict) or (take is not None and (found or (resized and take.names))):
         repair = replicas.repair(manifest, found, kinds, take)
-        if repair.rank != rank:
+        if repair.rank != source:
             other = _rest(run, manifest, repair.rank)["state"]["objects"]
             objects |= {name: other[name] for name in repair.names}
     elif found:
         notes = (f"step counts that agree: {stepcounts.said(found)}; each rank keeps its own",)
-    tensors = _tensors(run, manifest, rank, repair)
+    deal = _deal(run, manifest, base, rank, world, repair) if resized else None
+    tensors = _tensors(run, manifest, source, repair, deal.of_first if deal else frozenset())
     failpoint("restore.read")
     try:
         state = rest["state"]
-        return Restored(
+        restored = Restored(
             base.step,
             Stored(objects, tensors),
             plain.from_tree(state["rng"]),
@@ -88,7 +90,34 @@ def read(
             notes,
         )
     except (KeyError, TypeError, msgspec.ValidationError) as error:
-        raise Corrupt(f"{_own(manifest, rank)}: no {error} in it") from None
+        raise Corrupt(f"{_own(manifest, source)}: no {error} in it") from None
+    return restored if deal is None else _dealt(restored, deal, manifest.world)
+
+
+def _deal(
+    run: RunDir,
+    manifest: Manifest,
+    base: SnapshotRef,
+    rank: int,
+    world: int,
+    repair: Repair | None,
+) -> Deal:
+    rests = [_rest(run, manifest, n) for n in range(manifest.world)]
+    try:
+        names = repair.names if repair else ()
+        return dealing.deal(manifest, base, rests, rank, world, names)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise Corrupt(f"{manifest.name}: no {error} in it") from None
+
+
+def _dealt(restored: Restored, deal: Deal, saved_by: int) -> Restored:
+    return restored._replace(
+        stored=dealing.dealt_objects(deal, restored.stored),
+        rng=dealing.dealt_rng(deal, restored.rng),
+        position=dealing.dealt_position(deal, restored.position),
+        deal=deal,
+        saved_by=saved_by,
+    )
 
 
 def _own(manifest: Manifest, rank: int) -> str:
@@ -104,9 +133,17 @@ def _rest(run: RunDir, manifest: Manifest, rank: int) -> Any:
     return plain.decode(shards.read_plain(run.snapshots, own, part.files[own]))
 
 
-def _tensors(run: RunDir, manifest: Manifest, rank: int, repair: Repair | None) -> dict[str, Any]:
-    """A rank's tensors, those of repaired objects from the rank that they are taken from."""
-    own = manifest.parts[rank].tensors
+def _tensors(
+    run: RunDir,
+    manifest: Manifest,
+    rank: int,
+    repair: Repair | None,
+    of_first: frozenset[str],
+) -> dict[str, Any]:
+    """A rank's tensors: those of modules in `of_first` from rank 0, those of repaired objects from
+    the rank that they are taken from."""
+    first, own = manifest.parts[0].tensors, manifest.parts[rank].tensors
+    own = {n: first[n] if dealing.belongs_to_first(n, of_first) else at for n, at in own.items()}
     if repair is not None:
         theirs = manifest.parts[repair.rank].tensors
         own = {
@@ -140,7 +177,10 @@ def position_tree(position: Position) -> Any:
     """The wire form of a position. Raises Unstorable for a loader whose state cannot be kept."""
     return plain.to_tree(
         msgspec.structs.asdict(position)
-        | {"places": [msgspec.structs.asdict(place) for place in position.places]},
+        | {
+            "places": [msgspec.structs.asdict(place) for place in position.places],
+            "ledger": ledger_tree(position.ledger),
+        },
         "position",
         inline,
     )
@@ -150,6 +190,8 @@ def position_from(tree: Any) -> Position:
     """The position of a wire form. Raises Corrupt."""
     value = plain.from_tree(tree, build_inline)
     try:
-        return Position(**(value | {"places": [Place(**place) for place in value["places"]]}))
-    except (KeyError, TypeError) as error:
+        places = [Place(**place) for place in value["places"]]
+        ledger = ledger_from(value.get("ledger", []))
+        return Position(**(value | {"places": places, "ledger": ledger}))
+    except (KeyError, TypeError, ValueError) as error:
         raise Corrupt(f"position: {error}") from None

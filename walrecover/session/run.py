@@ -77,7 +77,7 @@ class Run:
         self._finished_at = self._step if finished else None
         self._loops = Loops(self)
         if restored:
-            self._loops.begin_resume(restored.position)
+            self._loops.begin_resume(restored.position, dealt=restored.deal is not None)
             if not restored.position.places:
                 self._restored = None  # no loop to come back to: `attach` restored all there is
         base = entry.plan.base

@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any
 
+from walrecover import elastic
+from walrecover.elastic import Reads
 from walrecover.errors import Corrupt, NotRestored
 from walrecover.torch_adapter import loaders, rng
 from walrecover.torch_adapter.memory import is_array_or_tensor
@@ -24,23 +26,29 @@ class Source:
 
     `begun`: its generators' states when the loop began. `first`: the random state before its first
     item, where other iterables of the loop are read before it. `before`: its own state
-    (`state_dict`) before the current item.
+    (`state_dict`) before the current item. `this`: which pass over a loader it is, set before it
+    begins.
     """
 
     def __init__(self, value: Any) -> None:
         self.value = value
         self.iterator: Iterator[Any] = iter(())
-        self.generators = loaders.generators(value) if loaders.is_loader(value) else []
+        self.reads = _reads(value)
+        self._kept_reads = tuple(self.reads)
+        self.is_loader = loaders.is_loader(value)
+        self.generators = loaders.generators(value) if self.is_loader else []
         self.begun = _states(self.generators)
         self.first: dict[str, Any] | None = None
         self.before: Any = None
-        self.has_state = all(
-            callable(getattr(value, name, None)) for name in ("state_dict", "load_state_dict")
-        )
+        self.this = loaders.UNKEYED
+        self.has_state = _has_state(value)
 
     def begin(self) -> None:
         self.begun = _states(self.generators)
-        self.iterator = _iterator(self.value)
+        self.iterator = self._iterator()
+
+    def _iterator(self) -> Iterator[Any]:
+        return loaders.begin(self.value, self.this) if self.is_loader else iter(self.value)
 
     def next(self) -> Any:
         if self.has_state:
@@ -49,13 +57,15 @@ class Source:
 
     def state(self, *, inside: bool) -> dict[str, Any]:
         """What is kept of it. `inside`: a loop inside the current item is the one being read."""
-        kept: dict[str, Any] = {}
+        kept: dict[str, Any] = {"reads": self._kept_reads}
         if self.has_state:
             kept["state"] = self.before if inside else self.value.state_dict()
         if self.generators:
             kept |= {"generators": self.begun, "generators_now": _states(self.generators)}
         if self.first is not None:
             kept["first"] = self.first
+        if self.is_loader:
+            kept["pass"] = [self.this.loader, self.this.epoch]
         return kept
 
     def begin_at(self, count: int, kept: dict[str, Any]) -> Callable[[], bool]:
@@ -63,6 +73,9 @@ class Source:
         they had to be read again."""
         self.begun = [bytes(state) for state in kept.get("generators", [])]
         self.first = kept.get("first")
+        if self.is_loader and "pass" in kept:
+            loader, epoch = kept["pass"]
+            self.this = self.this._replace(loader=loader, epoch=epoch)
         _set(self.generators, self.begun)
         value = self.value
         if "state" in kept:
@@ -71,14 +84,14 @@ class Source:
             value.load_state_dict(kept["state"])
             self.iterator = iter(value)
             return lambda: False
-        if loaders.is_loader(value):
-            self.iterator = loaders.begin(value, count)
-            return lambda: loaders.advance(self.iterator, count)
+        if self.is_loader:
+            reading = self.iterator = loaders.begin(value, self.this, count)
+            return lambda: loaders.advance(reading, value, count)
         if _has_items_by_number(value):
             self.iterator = _by_number(value, count)
             return lambda: False
         if isinstance(value, Iterable):
-            self.iterator = _iterator(value)
+            self.iterator = self._iterator()
             return self._read_again(count)
         raise Corrupt(f"a {type(value).__name__} cannot be iterated over")
 
@@ -167,6 +180,31 @@ class Known:
         }
 
 
+def _has_state(value: Any) -> bool:
+    return all(callable(getattr(value, name, None)) for name in ("state_dict", "load_state_dict"))
+
+
+def _reads(value: Any) -> Reads:
+    """How it is read, for a resume by another number of ranks."""
+    name = type(value).__name__
+    if _has_state(value):
+        return Reads(elastic.STATE, name)
+    if loaders.is_loader(value):
+        how = elastic.GLOBAL if loaders.is_global(value) else elastic.LOADER
+        return Reads(how, loaders.described(value))
+    return Reads(elastic.NUMBERS if _has_items_by_number(value) else elastic.OPAQUE, name)
+
+
+def require_alike(
+    sources: Sequence[Source], kept: Sequence[dict[str, Any]], then: int | None, now: int | None
+) -> None:
+    """Another number of ranks comes back to a loop. Raises NotRestored where what it goes over is
+    not what all ranks went over. `then`, `now`: how many items it had, and has."""
+    for source, state in zip(sources, kept, strict=True):
+        if reason := elastic.unlike(Reads(*state["reads"]), source.reads, then, now):
+            raise NotRestored(reason)
+
+
 def _states(generators: Sequence[Any]) -> list[bytes]:
     return [rng.generator_state(generator) for generator in generators]
 
@@ -174,10 +212,6 @@ def _states(generators: Sequence[Any]) -> list[bytes]:
 def _set(generators: Sequence[Any], states: Sequence[bytes]) -> None:
     for generator, state in zip(generators, states, strict=False):
         rng.set_generator(generator, state)
-
-
-def _iterator(value: Any) -> Iterator[Any]:
-    return loaders.begin(value) if loaders.is_loader(value) else iter(value)
 
 
 def _has_items_by_number(value: Any) -> bool:

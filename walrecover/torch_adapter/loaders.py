@@ -9,28 +9,23 @@ from __future__ import annotations
 
 import collections
 import contextlib
-import copy
+import weakref
 from collections.abc import Iterator
 from itertools import islice
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, IterableDataset
-from torch.utils.data.dataloader import _SingleProcessDataLoaderIter
+from torch.utils.data import BatchSampler, DataLoader, IterableDataset
+
+from walrecover.torch_adapter import keyed
+from walrecover.torch_adapter.keyed import Pass, Reader, Reading
+from walrecover.torch_adapter.ordering import GlobalBatchSampler
+
+UNKEYED = Pass()
 
 
-class _Skipping:
-    """A (batch) sampler that passes over its first `count` items."""
-
-    def __init__(self, sampler: Any, count: int) -> None:
-        self._sampler = sampler
-        self._count = count
-
-    def __iter__(self) -> Iterator[Any]:
-        return islice(iter(self._sampler), self._count, None)
-
-    def __len__(self) -> int:
-        return max(0, len(self._sampler) - self._count)
+_persistent: weakref.WeakKeyDictionary[DataLoader[Any], Reader] = weakref.WeakKeyDictionary()
+"""What reads a loader whose workers live on from pass to pass."""
 
 
 def is_loader(value: Any) -> bool:
@@ -40,6 +35,20 @@ def is_loader(value: Any) -> bool:
         and type(value).__iter__ is DataLoader.__iter__
         and not isinstance(value.dataset, IterableDataset)
     )
+
+
+def is_global(loader: DataLoader[Any]) -> bool:
+    """Whether its position is that of all ranks, whatever their number."""
+    return isinstance(loader._index_sampler, GlobalBatchSampler)
+
+
+def described(loader: Any) -> str:
+    """A loader for people: what it is, and what gives its order."""
+    sampler = getattr(loader, "sampler", None)
+    batch_sampler = getattr(loader, "batch_sampler", None)
+    if batch_sampler is not None and type(batch_sampler) is not BatchSampler:
+        sampler = batch_sampler
+    return f"{type(loader).__name__} with {type(sampler).__name__}"
 
 
 def generators(loader: Any) -> list[torch.Generator]:
@@ -54,42 +63,42 @@ def generators(loader: Any) -> list[torch.Generator]:
     return found
 
 
-def begin(loader: DataLoader[Any], skip: int = 0) -> Iterator[Any]:
-    """An iterator over the batches. Loader workers are never given the first `skip`; without
-    workers the caller passes over them by `advance`, which draws what the sampler draws."""
-    if loader.num_workers == 0:
-        return iter(loader)
-    if loader.persistent_workers and (loader._iterator is None or skip):
-        return _begin_persistent(loader, skip)
-    return iter(_skipping(loader, skip) if skip else loader)
+def begin(loader: DataLoader[Any], this: Pass = UNKEYED, skip: int = 0) -> Reading:
+    """An iterator over the batches of a pass. Loader workers are never given the first `skip`;
+    without workers the caller passes over them by `advance`, which draws what the sampler draws.
+
+    Raises BadInput where the ranks cannot share the batches of a global order.
+    """
+    keyed.prepare(this)
+    if loader.persistent_workers:
+        return _begin_persistent(loader, this, skip)
+    return keyed.reader(loader).read(this, skip if _skips_itself(loader) else 0)
 
 
-def advance(iterator: Any, count: int) -> bool:
+def advance(reading: Reading, loader: DataLoader[Any], count: int) -> bool:
     """Pass over batches of an iterator without workers. False: nothing was loaded for it."""
-    if isinstance(iterator, _SingleProcessDataLoaderIter):
-        collections.deque(islice(iterator._sampler_iter, count), maxlen=0)
+    if not _skips_itself(loader):
+        collections.deque(islice(reading.iterator._sampler_iter, count), maxlen=0)  # type: ignore[attr-defined]
+        reading.passed_over()
     return False
 
 
-def _skipping(loader: DataLoader[Any], skip: int) -> DataLoader[Any]:
-    clone = copy.copy(loader)
-    fields = vars(clone)
-    name = "sampler" if loader.batch_sampler is None else "batch_sampler"
-    fields[name] = _Skipping(fields[name], skip)
-    fields["_iterator"] = None
-    return clone
+def _skips_itself(loader: DataLoader[Any]) -> bool:
+    """A global order begins anywhere. The draws of any other sampler are made at their time, which
+    with workers is when they start."""
+    return loader.num_workers > 0 or is_global(loader)
 
 
-def _begin_persistent(loader: DataLoader[Any], skip: int) -> Iterator[Any]:
+def _begin_persistent(loader: DataLoader[Any], this: Pass, skip: int) -> Reading:
     """Workers that live on are given their seed once, in the epoch that starts them. A resumed run
     starts them in another epoch: so that its generators still draw as in the uninterrupted run,
     the seed is drawn from a copy of the generator, in both."""
-    clone = _skipping(loader, skip)
-    with _drawing_from_a_copy(clone):
-        iterator = iter(clone)
-    vars(iterator)["_index_sampler"] = loader._index_sampler  # of the epochs to come
-    loader._iterator = iterator
-    return iterator
+    reader = _persistent.get(loader)
+    if reader is not None and not skip:
+        return reader.read(this, 0)
+    reader = _persistent[loader] = keyed.reader(loader)
+    with _drawing_from_a_copy(reader.loader):
+        return reader.read(this, skip)
 
 
 @contextlib.contextmanager

@@ -52,12 +52,23 @@ def peel(value: Any) -> tuple[Any, bool]:
             return value, replicated
 
 
+def _hands_out_buffers(value: Any) -> bool:
+    """Whether every rank's buffers are replaced by rank 0's before each forward."""
+    while not isinstance(value, torch.nn.parallel.DistributedDataParallel):
+        inner = getattr(value, "_orig_mod", None)
+        if not isinstance(inner, torch.nn.Module):
+            return False
+        value = inner
+    return bool(value.broadcast_buffers)
+
+
 class Attached:
     """The objects given to `attach`, by name. Raises TypeError now for what cannot be kept."""
 
     def __init__(self, objects: Mapping[str, Any]) -> None:
         self.objects: dict[str, Any] = {}
         self.kinds: dict[str, str] = {}
+        self._led: set[str] = set()
         shared_parameters: set[int] = set()
         for name, given in objects.items():
             if given is None:
@@ -67,6 +78,8 @@ class Attached:
             self.kinds[name] = _kind(value, name)
             if replicated:
                 shared_parameters |= {id(p) for p in value.parameters()}
+            if _hands_out_buffers(given):
+                self._led.add(name)
         self._shared = shared_parameters
         self.optimizers = [v for n, v in self.objects.items() if self.kinds[n] == "optimizer"]
         self.capture()  # what cannot be stored is refused here, not at the first snapshot
@@ -94,6 +107,8 @@ class Attached:
                 "kind": kind,
                 "state": plain.to_tree(state_of(value, kind), name, leaf_into(tensors)),
             }
+            if name in self._led:
+                tree[name]["led"] = True
             shared |= self.replicated(name, value, set(tensors) - before)
         return State(tree, tensors, frozenset(shared))
 

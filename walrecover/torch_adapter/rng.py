@@ -10,6 +10,7 @@ import json
 import random
 import struct
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -41,7 +42,12 @@ def _python() -> tuple[Any, ...]:
     read = twisters.python()
     if read is not None:
         return (VERSION, *read)
-    version, (*words, index), gauss = random.getstate()
+    return packed_python(random.getstate())
+
+
+def packed_python(state: Any) -> tuple[Any, ...]:
+    """What `random.getstate` gives, packed."""
+    version, (*words, index), gauss = state
     return (version, INDEX.pack(index) + WORDS.pack(*words), gauss)
 
 
@@ -50,7 +56,11 @@ def _numpy(module: Any) -> tuple[Any, ...]:
     read = twisters.numpy(module)
     if read is not None:
         return (TWISTER, *read)
-    state = module.get_state(legacy=False)
+    return packed_numpy(module.get_state(legacy=False))
+
+
+def packed_numpy(state: dict[str, Any]) -> tuple[Any, ...]:
+    """What `numpy.random.get_state(legacy=False)` gives, packed."""
     if state["bit_generator"] != TWISTER:
         return (state["bit_generator"], json.dumps(state, default=lambda array: array.tolist()))
     words, index = state["state"]["key"], state["state"]["pos"]
@@ -109,6 +119,39 @@ def _bytes(state: Any) -> bytes:
         return state
     _, packed, *rest = state
     return (packed if isinstance(packed, bytes) else packed.encode()) + repr(rest).encode()
+
+
+def seed(key: tuple[int, int]) -> None:
+    """Seed Python's, NumPy's and torch's CPU generator with a key: two numbers of 64 bits."""
+    first, second = key
+    torch.default_generator.manual_seed(first)
+    random.seed(second)
+    module = sys.modules.get("numpy.random")
+    if module is not None and twisters.numpy(module) is not None:
+        module.seed(second & 0xFFFFFFFF)
+
+
+def seeded(key: tuple[int, int], call: Callable[[Any], Any], argument: Any) -> Any:
+    """What `call` returns with the generators seeded; behind it they are as they were before.
+
+    For every batch that the training thread loads itself: tens of microseconds less than `capture`
+    and `restore`.
+    """
+    module = sys.modules.get("numpy.random")
+    python, numpy = twisters.python(), None if module is None else twisters.numpy(module)
+    slow = random.getstate() if python is None else None
+    own = torch.default_generator.get_state()
+    seed(key)
+    try:
+        return call(argument)
+    finally:
+        torch.default_generator.set_state(own)
+        if python is not None:
+            twisters.set_python(python)
+        elif slow is not None:
+            random.setstate(slow)
+        if numpy is not None:
+            twisters.set_numpy(module, numpy)
 
 
 def set_generator(generator: torch.Generator, state: bytes) -> None:

@@ -44,6 +44,23 @@ def numpy(module: Any) -> tuple[bytes, int, float] | None:
     return words.raw, *PENDING.unpack(pending)
 
 
+def set_python(read: tuple[bytes, float | None]) -> None:
+    """Put back what `python` has read."""
+    memory = _of_python()
+    assert memory is not None
+    memory.raw, random._inst.gauss_next = read  # type: ignore[attr-defined]
+
+
+def set_numpy(module: Any, read: tuple[bytes, int, float]) -> None:
+    """Put back what `numpy` has read."""
+    generator = module.mtrand._rand
+    found = _of_numpy(module, generator, generator._bit_generator)
+    assert found is not None
+    words, pending = found
+    words.raw = read[0]
+    pending.raw = PENDING.pack(*read[1:])
+
+
 @cache
 def _of_python() -> ctypes.Array[ctypes.c_char] | None:
     known = random.Random(20_000)

@@ -1,0 +1,171 @@
+"""A new run from a kept snapshot of another: built aside, and there all at once or not at all.
+
+Owns the order of a fork's writes (specs/15-time-travel.md). Nothing of the parent is changed. The
+snapshot's files are hard links where the file system has them: names are written once and bytes
+never again, so that the two runs share no more than what neither can change.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+from walrecover import entries as model
+from walrecover import lineage, past, snapshot
+from walrecover import skips as skipping
+from walrecover.entries import CommitEntry, Entry, OriginEntry, Skip
+from walrecover.errors import BadInput, Corrupt
+from walrecover.failpoints import failpoint
+from walrecover.files import (
+    make_directory,
+    storage,
+    sweep,
+    sync_directory,
+    sync_file,
+    write_durably,
+)
+from walrecover.rundir import RunDir, check_name
+from walrecover.sequence import Sequence
+from walrecover.skips import Standing
+
+_NO_LINKS = (errno.EPERM, errno.EXDEV, errno.EMLINK, errno.EOPNOTSUPP, errno.ENOSYS)
+
+
+class Forked(NamedTuple):
+    """A fork that exists. `gaps`: what of the parent's journal could not be read."""
+
+    run: RunDir
+    origin: OriginEntry
+    gaps: tuple[str, ...] = ()
+
+
+def fork(
+    parent: RunDir,
+    at: int,
+    *,
+    name: str | None = None,
+    skips: tuple[tuple[int, int], ...] = (),
+    source: int | None = None,
+    epoch: int | None = None,
+) -> Forked:
+    """Make a run that goes on from the parent's snapshot of step `at`, leaving out `skips`.
+
+    Raises BadInput (no such snapshot, the name is taken, a skip that cannot be), Corrupt (the
+    snapshot does not verify), StorageFailed; then nothing was made.
+    """
+    found = Sequence(parent.sequence).read()
+    commit = kept_at(parent, found, at)
+    run = RunDir(parent.root, check_name(name or f"{parent.name}-at-{at}"), parent.journal_root)
+    _require_absent(run)
+    history = lineage.history(parent.name, found, commit.snapshot)
+    gaps: list[str] = []
+    placed: tuple[Skip, ...] = ()
+    if skips:
+        standing = Standing()
+        for told in past.read(parent, history, gaps):
+            standing.take(told.event)
+        placed = tuple(
+            skipping.placed(one, standing, at, source=source, epoch=epoch) for one in skips
+        )
+    origin = OriginEntry(
+        id=os.urandom(8).hex(),
+        at=time.time(),
+        parent=parent.name,
+        snapshot=commit.snapshot,
+        history=history,
+        skips=(*model.skips(found), *placed),
+        finished=commit.finished,
+    )
+    _build(parent, run, origin)
+    return Forked(run, origin, tuple(gaps))
+
+
+def kept_at(run: RunDir, entries: list[Entry], at: int) -> CommitEntry:
+    """The kept snapshot of a step. Raises BadInput, naming the nearest two."""
+    live = model.candidates(entries)
+    exact = [commit for commit in live if commit.snapshot.step == at]
+    if exact:
+        return exact[-1]  # of a step's two the one whose loops had not ended
+    steps = sorted({commit.snapshot.step for commit in live})
+    near = [
+        *[step for step in steps if step < at][-1:],
+        *[step for step in steps if step > at][:1],
+    ]
+    if not near:
+        raise BadInput(f"run {run.name} has no snapshot at all, so none of step {at}")
+    names = " and ".join(f"step {step}" for step in near)
+    raise BadInput(f"run {run.name} has no snapshot of step {at}: the nearest are of {names}")
+
+
+def _require_absent(run: RunDir) -> None:
+    if os.path.lexists(run.path):
+        raise BadInput(f"{run.path} is there already: choose another name for the fork, by --name")
+
+
+def _build(parent: RunDir, run: RunDir, origin: OriginEntry) -> None:
+    """All of it under a temporary name, durable; then its own."""
+    aside = run._replace(name=f".{run.name}.{os.urandom(8).hex()}")
+    runs = aside.path.parent
+    sweep(runs)
+    try:
+        with storage(f"cannot make {run.path}"):
+            for folder in (aside.sequence, aside.snapshots, aside.path / "journal", aside.attempts):
+                make_directory(folder)
+            _take_over(parent, aside, origin)
+            failpoint("fork.linked")
+            snapshot.verify(aside, origin.snapshot)
+            write_durably(aside.sequence / "00000001.json", model.encode(origin))
+            sync_directory(aside.sequence)
+            failpoint("fork.entered")
+            _require_absent(run)
+            _rename(aside.path, run)
+            failpoint("fork.renamed")
+            sync_directory(runs)
+    except BaseException:
+        import shutil  # reading a run never needs it
+
+        shutil.rmtree(aside.path, ignore_errors=True)
+        raise
+
+
+def _rename(aside: Path, run: RunDir) -> None:
+    """A run's folder is never empty, so that a rename replaces none that came meanwhile."""
+    try:
+        os.rename(aside, run.path)
+    except OSError as error:
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+            _require_absent(run)
+        raise
+
+
+def _take_over(parent: RunDir, aside: RunDir, origin: OriginEntry) -> None:
+    """The snapshot's files, by link or as copies, with names that are durable."""
+    source = parent.snapshots / origin.snapshot.name
+    target = aside.snapshots / origin.snapshot.name
+    make_directory(target)
+    try:
+        names = sorted(entry.name for entry in os.scandir(source) if entry.name[0] != ".")
+        for name in names:
+            _link_or_copy(source / name, target / name)
+    except FileNotFoundError as error:
+        raise Corrupt(
+            f"{error.filename} is gone: the snapshot of step {origin.snapshot.step} was retired "
+            f"meanwhile, or is damaged"
+        ) from None
+    sync_directory(target)
+
+
+def _link_or_copy(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target, follow_symlinks=False)
+        return
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+    import shutil
+
+    shutil.copyfile(source, target, follow_symlinks=False)
+    sync_file(target)
