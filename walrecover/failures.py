@@ -1,4 +1,5 @@
-"""How often the run has failed so far: told by whoever enters an attempt to its rank 0.
+"""How often the run has failed so far, and what its captures cost: told by whoever enters an
+attempt to its rank 0.
 
 Owns the file `attempts/<attempt>/failures.json`. It is never state: without it the pace of
 snapshots is the default one.
@@ -12,7 +13,7 @@ from pathlib import Path
 import msgspec
 
 from walrecover.files import make_directory, replace_file
-from walrecover.pace import Rate
+from walrecover.pace import Known, Rate
 
 _NAME = "failures.json"
 
@@ -20,20 +21,21 @@ _NAME = "failures.json"
 class _Told(msgspec.Struct, frozen=True):
     failures: int
     seconds: float
+    cost: float | None = None
 
 
-def tell(folder: Path, rate: Rate) -> None:
-    """Write it, where there is anything to tell. Errors are harmless."""
-    if rate.failures:
+def tell(folder: Path, known: Known) -> None:
+    """Write it, where the run has failed. Errors are harmless."""
+    if known.rate.failures:
         with contextlib.suppress(OSError):
             make_directory(folder)
-            replace_file(folder / _NAME, msgspec.json.encode(_Told(*rate)))
+            replace_file(folder / _NAME, msgspec.json.encode(_Told(*known.rate, known.cost)))
 
 
-def told(folder: Path) -> Rate:
+def told(folder: Path) -> Known:
     """What was told, else that nothing has failed."""
     try:
         found = msgspec.json.decode((folder / _NAME).read_bytes(), type=_Told)
     except (OSError, msgspec.DecodeError):
-        return Rate(0, 0.0)
-    return Rate(found.failures, found.seconds)
+        return Known()
+    return Known(Rate(found.failures, found.seconds), found.cost)

@@ -16,7 +16,7 @@ from typing import Literal, NamedTuple, get_args
 from walrecover import entries as model
 from walrecover.entries import AttemptEntry
 from walrecover.events import RestartDecided, WorkerExited
-from walrecover.pace import Rate
+from walrecover.pace import Known, Rate
 from walrecover.spent import Spent
 from walrecover.state import RunState, StreamRecord
 
@@ -126,10 +126,10 @@ def split(state: RunState, now: float | None = None) -> Goodput | None:
     return Goodput(at - begin, total, by_attempt, cost, Rate(failures, exposed))
 
 
-def rate(state: RunState) -> Rate:
-    """How often the run has failed, all of its attempts being over."""
+def known(state: RunState) -> Known:
+    """What the run's past teaches of its pace, all of its attempts being over."""
     found = split(state)
-    return found.rate if found else Rate(0, 0.0)
+    return Known(found.rate, found.cost) if found else Known()
 
 
 def _attempts(state: RunState) -> Iterator[_Attempt]:

@@ -48,6 +48,14 @@ class Rate(NamedTuple):
         return (self.seconds + more) / self.failures if self.failures else None
 
 
+class Known(NamedTuple):
+    """What a run's past teaches of its pace. `cost`: seconds that a capture took from the loop;
+    None where there was none."""
+
+    rate: Rate = Rate(0, 0.0)
+    cost: float | None = None
+
+
 def parse(text: str) -> Every:
     """`30s`, `5m`, `100steps`, `auto`. Raises BadInput: a bare number has no unit."""
     if text.strip() == AUTO:

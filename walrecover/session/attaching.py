@@ -303,7 +303,7 @@ def _attempt(run: RunDir, chosen: Settings) -> tuple[AttemptEntry, ev.RecoveryPl
     begun = recovery.begin_attempt(run, holder, resume=resume)
     _claim(run, begun.entry)
     folder = run.meeting(begun.entry.number, begun.entry.nonce)
-    failures.tell(folder, goodput.rate(begun.state))
+    failures.tell(folder, goodput.known(begun.state))
     print(f"walrecover: {begun.line}", file=sys.stderr, flush=True)
     return begun.entry, begun.event
 

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from walrecover.events import LoopStalled
 from walrecover.journal import Journal
-from walrecover.pace import Every, Rate, choose, optimum
+from walrecover.pace import Every, Known, choose, optimum
 from walrecover.session.saving import Key
 
 COSTS = 8
@@ -32,11 +32,13 @@ class Choice(NamedTuple):
 
 
 class Pacer:
-    """One rank's. `rate`: how often the run had failed before this attempt."""
+    """One rank's. `known`: what the attempts before this one teach. Their captures' cost counts
+    until there are some of this one: where it fails quickly, there may never be."""
 
-    def __init__(self, every: Every, rate: Rate, journal: Journal) -> None:
-        self.every, self._rate, self._journal = every, rate, journal
+    def __init__(self, every: Every, known: Known, journal: Journal) -> None:
+        self.every, self._rate, self._journal = every, known.rate, journal
         self._costs: deque[float] = deque(maxlen=COSTS)
+        self._before = known.cost
         self._began = time.monotonic()
 
     def stood_still(self, key: Key, seconds: float, *, commit: bool = False) -> None:
@@ -52,8 +54,8 @@ class Pacer:
         walrecover; else as was asked for."""
         step = sorted(times)[(len(times) - 1) // 2]
         between = self._rate.between(time.monotonic() - self._began)
-        if not self.every.auto or between is None or not self._costs:
+        cost = median(self._costs) if self._costs else self._before
+        if not self.every.auto or between is None or cost is None:
             return Choice(choose(step, self.every), self.every.seconds or 0.0)
-        cost = median(self._costs)
         wanted = optimum(cost, between)
         return Choice(choose(step, Every(None, wanted)), wanted, cost, between)

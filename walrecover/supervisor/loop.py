@@ -155,7 +155,7 @@ class _Supervision:
         entry = begun.entry
         folder = self._run.meeting(entry.number, entry.nonce)
         with closing(Notes(self._run, begun)) as notes, holding(folder):
-            failures.tell(folder, goodput.rate(begun.state))
+            failures.tell(folder, goodput.known(begun.state))
             self._keeper.begin(entry, self._signals)
             self._standbys.begin(entry)
             told = handover.of_attempt(entry, folder, self._command.environ)
