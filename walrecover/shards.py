@@ -65,16 +65,40 @@ def spec_of(tensor: TensorData) -> Any:
         return TensorSpec(dtype="uint8", shape=(tensor.nbytes,), **place)
 
 
+def put_at_once(path: Path, tensors: Mapping[str, TensorData]) -> None:
+    """Write a safetensors file as fast as it goes, durable on return. Raises OSError."""
+    from safetensors import serialize_file
+
+    specs = {name: spec_of(tensor) for name, tensor in tensors.items()}
+    try:
+        serialize_file(specs, path)
+    except OSError:
+        raise
+    except Exception as error:  # safetensors has its own error type for I/O
+        raise OSError(None, str(error), str(path)) from error
+    failpoint("shards.tensors.written")
+    sync_file(path)
+
+
+class Writing(NamedTuple):
+    """How a shard is written: `digests` of tensors in memory, and `put` of their file. The saver
+    has its own: it knows the digests before it begins, and writes at a pace."""
+
+    digests: Callable[[Mapping[str, TensorData]], dict[str, str]] = digests
+    put: Callable[[Path, Mapping[str, TensorData]], None] = put_at_once
+
+
+AT_ONCE = Writing()
+
+
 def write_tensors(
-    snapshots: Path, relative: str, tensors: Mapping[str, TensorData]
+    snapshots: Path, relative: str, tensors: Mapping[str, TensorData], writing: Writing = AT_ONCE
 ) -> tuple[FileAt, dict[str, TensorAt]]:
     """Write a safetensors shard, durable on return (its name is durable once the folder is).
 
     Tensors that are the same memory are written once. Hashing runs beside the write.
     Raises StorageFailed.
     """
-    from safetensors import serialize_file
-
     path = snapshots / relative
     if path.exists():
         raise StorageFailed(f"{path} exists already: the names of shards are written once")
@@ -82,19 +106,11 @@ def write_tensors(
     for name, tensor in tensors.items():
         keys.setdefault((tensor.address, tensor.nbytes, tensor.dtype, tensor.shape), name)
     unique = {name: tensors[name] for name in keys.values()}
-    specs = {name: spec_of(tensor) for name, tensor in unique.items()}
     found: dict[str, str] = {}
-    hashed = _begin(lambda: found.update(digests(unique)))
+    hashed = _begin(lambda: found.update(writing.digests(unique)))
     try:
         with storage(f"cannot write {path}"):
-            try:
-                serialize_file(specs, path)
-            except OSError:
-                raise
-            except Exception as error:  # safetensors has its own error type for I/O
-                raise OSError(None, str(error), str(path)) from error
-            failpoint("shards.tensors.written")
-            sync_file(path)
+            writing.put(path, unique)
     finally:
         hashed()
     failpoint("shards.tensors.synced")

@@ -35,7 +35,7 @@ from walrecover.files import (
 from walrecover.manifest import Manifest, Part, TensorAt
 from walrecover.rundir import RunDir
 from walrecover.sequence import Sequence
-from walrecover.shards import TensorData
+from walrecover.shards import AT_ONCE, TensorData, Writing
 
 
 class DurableStream(Protocol):
@@ -74,7 +74,7 @@ class Capture(NamedTuple):
         return snapshot_name(self.step, self.attempt, self.nonce, self.end)
 
 
-def vote(run: RunDir, capture: Capture, journal: DurableStream) -> Part:
+def vote(run: RunDir, capture: Capture, journal: DurableStream, writing: Writing = AT_ONCE) -> Part:
     """Make this rank's shard and journal durable, then say so (rules 2, 6). Raises StorageFailed.
 
     After an error the capture's name is spent: nothing under it is written again.
@@ -88,11 +88,11 @@ def vote(run: RunDir, capture: Capture, journal: DurableStream) -> Part:
         for name, tensor in capture.tensors.items()
         if capture.rank == 0 or name not in capture.shared
     }
-    file, addresses = shards.write_tensors(run.snapshots, f"{stem}.safetensors", mine)
+    file, addresses = shards.write_tensors(run.snapshots, f"{stem}.safetensors", mine, writing)
     replicated = {name: at.digest for name, at in addresses.items() if name in capture.shared}
     if capture.rank != 0:
         others = {n: t for n, t in capture.tensors.items() if n in capture.shared}
-        replicated = shards.digests(others)
+        replicated = writing.digests(others)
         # Rank 0 writes them; where they lie is known, and that they are there is checked at commit.
         # The key is a guess, which rank 0 puts right: of tied tensors it writes one.
         source = f"{capture.name}/rank-{0:05d}.safetensors"
