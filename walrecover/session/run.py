@@ -25,6 +25,7 @@ from walrecover.lease import Lease
 from walrecover.pace import Pace, is_due
 from walrecover.rundir import RunDir
 from walrecover.session.agreeing import MEASURED_STEPS, Agreement
+from walrecover.session.alarm import Alarm
 from walrecover.session.exceptions import describe
 from walrecover.session.iterating import Loop
 from walrecover.session.leaving import Leaving
@@ -96,7 +97,8 @@ class Run:
         )
         self._lease = None if settings.supervisor or ranks.rank else Lease(meeting.folder)
         teaches = settings.supervisor is not None and ranks.rank == 0
-        self._recorder = Recorder(journal, self._loops, attached, teaches=teaches)
+        alarm = Alarm(settings.rewinds)
+        self._recorder = Recorder(journal, self._loops, attached, teaches=teaches, alarm=alarm)
         self._wanted = False
         self._last_key = Key(base.step, base.end) if base else None
         self._clock = time.monotonic()
