@@ -17,6 +17,7 @@ from typing import Any
 import msgspec
 
 from walrecover import events as ev
+from walrecover import lineage
 from walrecover.beats import Beat
 from walrecover.entries import AttemptEntry
 from walrecover.errors import Stopped, StorageFailed, WalrecoverError
@@ -24,6 +25,7 @@ from walrecover.journal import Journal
 from walrecover.lease import Lease
 from walrecover.pace import Pace, is_due
 from walrecover.rundir import RunDir
+from walrecover.sequence import Sequence
 from walrecover.session.agreeing import MEASURED_STEPS, Agreement
 from walrecover.session.alarm import Alarm
 from walrecover.session.exceptions import describe
@@ -134,6 +136,13 @@ class Run:
     def stopping(self) -> bool:
         """Whether the run was asked to stop; it does so at a boundary that all ranks agree on."""
         return self._signals.received is not None or self._meeting.stop is not None
+
+    @property
+    def superseded_from(self) -> int | None:
+        """The first step that an attempt before this one may have made and logged already: cut a
+        logger's curves there, before the first step. None in a run's first attempt."""
+        found = Sequence(self._directory.sequence).read()
+        return lineage.superseded_from(found, self._entry)
 
     def loop(self, *iterables: Iterable[Any]) -> Loop:
         """Iterate resumably; several iterables act as `zip`. May be nested to any depth.
