@@ -28,6 +28,9 @@ WORDS: dict[Kind, str] = {
     "restore": "restore",
     "idle": "idle",
 }
+UNKNOWN: dict[str, Any] = {"goodput": None, "pace": None}
+"""The fields of a run as it was at a step: sums of time cannot be cut there."""
+
 BAR = 30
 """Characters of a bar that stands for all of the time."""
 

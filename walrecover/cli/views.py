@@ -12,6 +12,7 @@ import msgspec
 
 from walrecover import entries as model
 from walrecover import events as ev
+from walrecover import skips as skipping
 from walrecover.causes import unseen
 from walrecover.entries import AttemptEntry
 from walrecover.goodput import Goodput
@@ -92,6 +93,9 @@ def _attempt(state: RunState, entry: AttemptEntry) -> dict[str, Any]:
         "ranks": world,
         "saved_by": entry.plan.ranks or None,
         "drawn_anew": sorted(resumed.drawn_anew) if resumed else [],
+        "rewind": msgspec.structs.asdict(entry.plan.rewind) if entry.plan.rewind else None,
+        "skips": [msgspec.structs.asdict(skip) for skip in entry.plan.skips],
+        "left_out": skipping.told(entry.plan.skips),
         "first_step": min((first for first, _ in steps), default=None),
         "last_step": max((last for _, last in steps), default=None),
         "lost_steps": planned.lost_steps if planned else None,

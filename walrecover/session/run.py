@@ -17,7 +17,7 @@ from typing import Any
 import msgspec
 
 from walrecover import events as ev
-from walrecover import failures
+from walrecover import failures, lineage
 from walrecover.beats import Beat
 from walrecover.entries import AttemptEntry
 from walrecover.errors import Stopped, StorageFailed, WalrecoverError
@@ -25,7 +25,9 @@ from walrecover.journal import Journal
 from walrecover.lease import Lease
 from walrecover.pace import Pace, is_due
 from walrecover.rundir import RunDir
+from walrecover.sequence import Sequence
 from walrecover.session.agreeing import MEASURED_STEPS, Agreement
+from walrecover.session.alarm import Alarm
 from walrecover.session.exceptions import describe
 from walrecover.session.iterating import Loop
 from walrecover.session.leaving import Leaving
@@ -97,7 +99,8 @@ class Run:
         self._agreement = Agreement(meeting, self._signals, ranks, journal, self._pacer, self._say)
         self._lease = None if settings.supervisor or ranks.rank else Lease(meeting.folder)
         teaches = settings.supervisor is not None and ranks.rank == 0
-        self._recorder = Recorder(journal, self._loops, attached, teaches=teaches)
+        alarm = Alarm(settings.rewinds)
+        self._recorder = Recorder(journal, self._loops, attached, teaches=teaches, alarm=alarm)
         self._wanted = False
         self._last_key = Key(base.step, base.end) if base else None
         self._clock = time.monotonic()
@@ -133,6 +136,13 @@ class Run:
     def stopping(self) -> bool:
         """Whether the run was asked to stop; it does so at a boundary that all ranks agree on."""
         return self._signals.received is not None or self._meeting.stop is not None
+
+    @property
+    def superseded_from(self) -> int | None:
+        """The first step that an attempt before this one may have made and logged already: cut a
+        logger's curves there, before the first step. None in a run's first attempt."""
+        found = Sequence(self._directory.sequence).read()
+        return lineage.superseded_from(found, self._entry)
 
     def loop(self, *iterables: Iterable[Any]) -> Loop:
         """Iterate resumably; several iterables act as `zip`. May be nested to any depth.

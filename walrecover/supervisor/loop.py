@@ -73,6 +73,7 @@ def supervise(
     """
     keeper = Keeper(adopt, run, forget=resume == "never")
     told = handover.of_run(run, every) | handover.of_stops(grace, notice)
+    told |= handover.of_policy(policy)
     found = Command.find(command, os.environ if environ is None else environ)
     found = found.told(told | keeper.told(found.environ))
     become_subreaper()
