@@ -152,6 +152,20 @@ def read_votes(run: RunDir, name: str, world: int) -> list[Part] | None:
     return found
 
 
+def voted(run: RunDir, attempt: int, nonce: str, rank: int) -> list[tuple[int, bool]]:
+    """The captures of an attempt, as (step, end), for which this rank's vote is there; oldest
+    first."""
+    label = model.attempt_label(attempt, nonce)
+    found = []
+    for entry in os.scandir(run.snapshots):
+        capture = votes.parse_snapshot_name(entry.name)
+        if capture is None or capture[2] != label or not entry.is_dir(follow_symlinks=False):
+            continue
+        if os.path.exists(os.path.join(entry.path, f"rank-{rank:05d}.part")):
+            found.append(capture[:2])
+    return sorted(found)
+
+
 def commit(
     run: RunDir, *, step: int, end: bool, attempt: int, nonce: str, world: int, finished: bool
 ) -> CommitEntry | None:

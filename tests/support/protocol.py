@@ -34,8 +34,8 @@ from walrecover.snapshot import Capture, Disagreed, DurableStream
 BYTES = 48
 MAP_BYTES = 1 << 20
 
-NAMES = [name for name in failpoints.NAMES if not name.startswith(("adopt.", "fork."))]
-"""The failpoints of the protocol; those of adopted files and of forks have tests of their own."""
+NAMES = [name for name in failpoints.NAMES if not name.startswith(("adopt.", "fork.", "saver."))]
+"""The failpoints of the protocol; adopted files, forks and savers have tests of their own."""
 
 
 def holder(pid: int = 1) -> Holder:
