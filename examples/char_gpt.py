@@ -9,6 +9,7 @@ an undisturbed run. All it took are the import and the lines (1) to (4); the res
 import argparse
 import hashlib
 import math
+import os
 from pydoc_data.topics import topics
 
 import torch
@@ -25,8 +26,9 @@ CODES = torch.tensor([ALPHABET.index(character) for character in TEXT])
 TRAINING, HELD_OUT = CODES[: len(CODES) * 19 // 20], CODES[len(CODES) * 19 // 20 :]
 
 
-class Windows(Dataset[tuple[Tensor, Tensor]]):
-    """`count` windows spread evenly over a text, each beside itself shifted by one character."""
+class Windows(Dataset[tuple[Tensor, Tensor, int]]):
+    """`count` windows spread evenly over a text, each with itself shifted by one character, and its
+    number."""
 
     def __init__(self, codes: Tensor, count: int, context: int) -> None:
         self.codes, self.count, self.context = codes, count, context
@@ -34,10 +36,10 @@ class Windows(Dataset[tuple[Tensor, Tensor]]):
     def __len__(self) -> int:
         return self.count
 
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor, int]:
         start = index * (len(self.codes) - self.context) // self.count
         window = self.codes[start : start + self.context + 1]
-        return window[:-1], window[1:]
+        return window[:-1], window[1:], index
 
 
 class GPT(nn.Module):
@@ -71,7 +73,7 @@ def evaluate(model: GPT, prompt: str = "The ", length: int = 60) -> tuple[float,
     """The loss on held-out text, and a sample of the model's own, which draws from the RNG."""
     model.eval()
     batches = DataLoader(Windows(HELD_OUT, 128, model.context), batch_size=32)
-    losses = [loss_of(model, x, y).item() for x, y in batches]
+    losses = [loss_of(model, x, y).item() for x, y, _ in batches]
     codes = [ALPHABET.index(character) for character in prompt]
     for _ in range(length):
         logits = model(torch.tensor([codes[-model.context :]]))[0, -1]
@@ -89,8 +91,16 @@ def digest(model: nn.Module) -> str:
     return hashlib.sha256(weights).hexdigest()
 
 
+def note(file: str | None, step: int, numbers: Tensor) -> None:
+    """Append which samples a step is made of, to a file of the script's own (`--ids`)."""
+    if file:
+        with open(file, "a") as lines:
+            print(os.getpid(), step, *numbers.tolist(), file=lines)
+
+
 def arguments(**defaults: int) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Train a small GPT on Python's own documentation.")
+    parser.add_argument("--ids", help="append the numbers of each step's windows to this file")
     settings = {"epochs": 5, "steps_per_epoch": 60, "batch_size": 16, "workers": 2, "seed": 1}
     settings |= {"layers": 4, "width": 144, "context": 32} | defaults
     for name, default in settings.items():
@@ -111,7 +121,8 @@ def main() -> None:
 
     run = walrecover.attach(model=model, optimizer=optimizer, scheduler=scheduler)  # (1)
     for epoch in run.loop(range(args.epochs)):  # (2)
-        for x, y in run.loop(loader):  # (3)
+        for x, y, numbers in run.loop(loader):  # (3)
+            note(args.ids, run.global_step + 1, numbers)
             loss = loss_of(model, x, y)
             optimizer.zero_grad()
             loss.backward()

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from walrecover.errors import (
     BadInput,
+    BadLoss,
     Corrupt,
     Fenced,
     Mismatch,
@@ -35,6 +36,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "BadInput",
+    "BadLoss",
     "Corrupt",
     "Fenced",
     "Mismatch",

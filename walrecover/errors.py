@@ -7,6 +7,7 @@
     ├── RunBusy              somebody alive drives this run: wait for it, or end it
     ├── Fenced               a newer attempt took the run over: end, never retry
     ├── NothingToResume      resume="must", and there is no snapshot
+    ├── BadLoss              the loss went bad: the policy goes back and leaves the data out
     ├── StorageFailed        the disk refused: mend it; what was committed is safe
     ├── UnsupportedVersion   written in another format version: use that walrecover
     └── Corrupt              bytes are not what was written: recovery falls back, or refuses
@@ -50,6 +51,11 @@ class Fenced(WalrecoverError):
 
 class NothingToResume(WalrecoverError):
     """`resume="must"` and the run has no committed snapshot."""
+
+
+class BadLoss(WalrecoverError, FloatingPointError):
+    """The loss is not finite or left its course, and the policy is to go back (`numeric:
+    rewind`)."""
 
 
 class StorageFailed(WalrecoverError):

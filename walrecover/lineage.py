@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from walrecover import entries as model
-from walrecover.entries import Ancestor, Entry, SnapshotRef
+from walrecover.entries import Ancestor, AttemptEntry, Entry, SnapshotRef
 
 
 def history(
@@ -41,3 +41,15 @@ def _goes_back_to(entries: Sequence[Entry], snapshot: SnapshotRef) -> bool:
         return True
     oldest = by_nonce[links[-1].attempt, links[-1].nonce]
     return oldest.plan.base == snapshot
+
+
+def superseded_from(entries: Sequence[Entry], mine: AttemptEntry) -> int | None:
+    """The first step of this attempt that one before it may have made: what somebody logged of it
+    and of later steps is superseded. None for a run's first attempt.
+
+    It is the step behind the base even where the journal knows of none: a logger may have written
+    a step of which the journal was not told any more.
+    """
+    if next((one for one in model.attempts(entries)), mine) == mine:
+        return None  # a fork's, too: what its parent logged stays
+    return mine.plan.base.step + 1 if mine.plan.base else 1

@@ -39,7 +39,8 @@ class Treatment(msgspec.Struct, frozen=True):
     """What follows an end. `max_restarts`: in a row without a new step. Backoff in seconds.
 
     `on_errors`: of exceptions, only those that one of these regular expressions fits are tried
-    again. `environment`: changes for the next attempt, `/2`, `*2`, or a new value.
+    again. `environment`: changes for the next attempt, `/2`, `*2`, or a new value. `max_rewinds`:
+    in the whole run.
     """
 
     max_restarts: int = 3
@@ -50,6 +51,7 @@ class Treatment(msgspec.Struct, frozen=True):
     action: Action = "restart"
     on_errors: tuple[str, ...] = ()
     environment: dict[str, str] = {}
+    max_rewinds: int = 3
 
 
 class Policy(Treatment, frozen=True):
@@ -70,7 +72,7 @@ class Ended(msgspec.Struct, frozen=True):
 
     `error`, `kinds`: text and type names of the exception that decided its cause; `at`: the last
     step completed where it was raised. `changed`: the attempt ran with another environment, or
-    from an older snapshot, than the one before it.
+    from an older snapshot, than the one before it. `rewinds`: how often the run has gone back.
     """
 
     attempt: int
@@ -85,6 +87,7 @@ class Ended(msgspec.Struct, frozen=True):
     kinds: tuple[str, ...] = ()
     at: int = 0
     changed: bool = False
+    rewinds: int = 0
 
 
 class Decision(msgspec.Struct, frozen=True):
@@ -125,7 +128,7 @@ def decide_restart(
     if refused:
         return Decision("stop", 0.0, f"{what}{refused}")
     since = len(_since_progress(history))
-    again = "from the snapshot before, " if treatment.action == "rewind" else ""
+    again = "from a snapshot before it, " if treatment.action == "rewind" else ""
     changes = dict(treatment.environment)
     if since == 0:
         reason = f"{what} after {_steps(last.steps)}: {again}at once"
@@ -158,6 +161,9 @@ def _refused(last: Ended, treatment: Treatment) -> str:
         return f": the policy stops after {last.cause or 'any end'}"
     if treatment.on_errors and last.error and not _is_listed(last, treatment.on_errors):
         return f": {_kind(last)} is none of on_errors ({', '.join(treatment.on_errors)})"
+    if treatment.action == "rewind" and last.rewinds >= treatment.max_rewinds:
+        most = treatment.max_rewinds
+        return f": it has gone back {_times(last.rewinds)}, and max_rewinds is {most}"
     return ""
 
 
@@ -220,6 +226,10 @@ def _since_progress(history: Sequence[Ended]) -> list[Ended]:
 
 def _kind(ended: Ended) -> str:
     return ended.error.partition(":")[0]
+
+
+def _times(count: int) -> str:
+    return "once" if count == 1 else f"{count} times"
 
 
 def _steps(count: int) -> str:

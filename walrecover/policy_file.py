@@ -102,6 +102,7 @@ class Retry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     jitter: bool | Annotated[float, msgspec.Meta(ge=0, le=1)] | None = None
     on_errors: tuple[Expression, ...] | None = None
     environment: Environment | None = None
+    max_rewinds: Annotated[int, msgspec.Meta(ge=0, le=1_000)] | None = None
 
 
 class OwnPattern(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -171,6 +172,7 @@ def _values(retry: Retry) -> dict[str, Any]:
         "jitter": None if jitter is None else float(jitter),
         "on_errors": retry.on_errors and tuple(one.pattern for one in retry.on_errors),
         "environment": retry.environment and retry.environment.changes,
+        "max_rewinds": retry.max_rewinds,
     }
     return {name: value for name, value in found.items() if value is not None}
 
@@ -254,6 +256,7 @@ def _written(one: Treatment) -> dict[str, Any]:
         "jitter": one.jitter,
         "on_errors": list(one.on_errors),
         "environment": dict(one.environment),
+        "max_rewinds": one.max_rewinds,
     }
 
 

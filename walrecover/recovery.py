@@ -13,9 +13,20 @@ from collections.abc import Sequence as Many
 from pathlib import Path
 from typing import NamedTuple
 
-from walrecover import checkpoints, lease, snapshot
+from walrecover import checkpoints, lease, rewinding, snapshot
 from walrecover import entries as model
-from walrecover.entries import AttemptEntry, CommitEntry, Entry, Holder, Plan, Rejected, SnapshotRef
+from walrecover import skips as skipping
+from walrecover.entries import (
+    AttemptEntry,
+    CommitEntry,
+    Entry,
+    Holder,
+    Plan,
+    Rejected,
+    Rewind,
+    Skip,
+    SnapshotRef,
+)
 from walrecover.errors import (
     Corrupt,
     Fenced,
@@ -122,22 +133,49 @@ def choose(run: RunDir, entries: Many[Entry], *, at: int | None = None) -> Verdi
     return Verdict(None, tuple(rejected))
 
 
-def rewound(run: RunDir, entries: Many[Entry], why: str) -> Verdict:
-    """The newest candidate behind the newest one that verifies; the newest where there is none.
+def rewound(run: RunDir, entries: Many[Entry], why: str) -> Plan:
+    """The plan that goes back to before what was bad, and leaves out the data in between.
 
-    What is passed over leaves the chain with the plan that says so, and never returns (rule 3):
-    rewinding again goes further back.
+    Where the journal's losses say which step that was, the base is the newest candidate before it
+    that verifies, and the beginning where no snapshot ever was older. Where they do not, it is the
+    newest one behind the newest. Where there is none, the newest stands. What is passed over
+    leaves the chain with the plan that says so, and never returns (rule 3).
     """
+    bad, last = rewinding.judged(run, entries, why)
     live = model.candidates(entries)
-    verdict = choose(run, entries, at=live[0].snapshot.step - 1) if live else Verdict(None, ())
-    if verdict.base is None:
-        return choose(run, entries)
+    known = bad.step <= last
+    before = bad.step if known else live[0].snapshot.step if live else 0
+    verdict = choose(run, entries, at=before - 1) if live else Verdict(None, ())
+    older = verdict.base is not None
+    if not older and not (known and not verdict.rejected and not model.retired(entries)):
+        verdict = choose(run, entries)
+        if verdict.base is None:
+            return _plan(verdict, model.skips(entries))
+    base = verdict.base.step if verdict.base else 0
     left = tuple(
         Rejected(ref.step, ref.attempt, ref.manifest, f"left behind: {why}")
         for ref in (commit.snapshot for commit in live)
-        if ref.step >= live[0].snapshot.step
+        if (older or not verdict.base) and ref.step >= before
     )
-    return verdict._replace(rejected=(*left, *verdict.rejected))
+    skips = rewinding.left_out(run, entries, base, bad.step, last)
+    return _plan(verdict._replace(rejected=(*left, *verdict.rejected)), skips, bad)
+
+
+def _plan(verdict: Verdict, skips: tuple[Skip, ...], rewind: Rewind | None = None) -> Plan:
+    base, rejected, ranks = verdict
+    return Plan(base, rejected, skips=skips, rewind=rewind, ranks=ranks)
+
+
+def _undone_rewind(state: RunState) -> str:
+    """The cause for which the newest attempt's supervisor decided to go back, where it did not
+    live to do so."""
+    newest = model.newest_attempt(state.entries)
+    if newest is None:
+        return ""
+    notes = state.of_attempt(newest.number, newest.nonce).get("supervisor")
+    if notes is None or not notes.decided or notes.decided[-1].action != "rewind":
+        return ""
+    return notes.exited[-1].cause if notes.exited else "by order of the policy"
 
 
 def begin_attempt(
@@ -163,24 +201,25 @@ def begin_attempt(
         require_free(run, found, holder, succeeding)
         state = fold_run(run, found)
         failpoint("recovery.folded")
+        going_back = "" if resume == "never" else rewind or _undone_rewind(state)
         if resume == "never":
-            verdict = Verdict(None, ())
+            plan = Plan(fresh=True)
+        elif going_back:
+            plan = rewound(run, found, going_back)
         else:
-            verdict = rewound(run, found, rewind) if rewind else choose(run, found)
-        if verdict.base is None and resume != "never":
-            if verdict.rejected:
-                raise Corrupt(_nothing_verifies(run, verdict.rejected))
+            plan = _plan(choose(run, found), model.skips(found))
+        if plan.base is None and resume != "never":
+            if plan.rejected and plan.rewind is None:
+                raise Corrupt(_nothing_verifies(run, plan.rejected))
             if resume == "must":
                 raise NothingToResume(f"run {run.name} has no committed snapshot to resume from")
         failpoint("recovery.verified")
-        fresh = resume == "never"
-        skips = () if fresh else model.skips(found)
         return AttemptEntry(
             id=os.urandom(8).hex(),
             at=time.time(),
             number=_next_number(found),
             nonce=os.urandom(4).hex(),
-            plan=Plan(verdict.base, verdict.rejected, fresh, skips, ranks=verdict.ranks),
+            plan=plan,
             holder=holder,
         )
 
@@ -215,11 +254,11 @@ def planned_event(state: RunState, plan: Plan, seconds: float) -> RecoveryPlanne
 
 
 def describe(run: RunDir, entry: AttemptEntry, event: RecoveryPlanned, finished: bool) -> str:
-    base = entry.plan.base
+    base, back = entry.plan.base, _said(entry.plan)
     if base is None:
         if entry.number == 1:
             return f"run {run.name}: new, in {run.path}"
-        return f"run {run.name}: attempt {entry.number} starts from the beginning"
+        return f"run {run.name}: attempt {entry.number} starts from the beginning{back}"
     line = f"run {run.name}: attempt {entry.number} resumes after step {base.step}"
     if finished:
         line += " (finished)"
@@ -227,7 +266,15 @@ def describe(run: RunDir, entry: AttemptEntry, event: RecoveryPlanned, finished:
         line += f", {event.lost_steps} completed steps are done again"
     for rejected in event.plan.rejected:
         line += f"; step {rejected.step} was rejected: {rejected.reason}"
-    return line
+    return line + back
+
+
+def _said(plan: Plan) -> str:
+    if plan.rewind is None:
+        return ""
+    skips = [skip for skip in plan.skips if skip.why == rewinding.because(plan.rewind.step)]
+    left = f", and leaves out {skipping.told(skips)}" if skips else ""
+    return f"; it goes back to before step {plan.rewind.step} ({plan.rewind.reason}){left}"
 
 
 def _nothing_verifies(run: RunDir, rejected: Many[Rejected]) -> str:

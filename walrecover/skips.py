@@ -15,6 +15,9 @@ from walrecover.entries import Skip
 from walrecover.errors import BadInput
 from walrecover.events import DataOpened, PassEnded, StepCompleted
 
+SAMPLES = ("global", "sample")
+"""Kinds of readers of whose passes a sampler can leave something out."""
+
 _RANGE = re.compile(r"(\d{1,18}):(\d{1,18})", re.ASCII)
 
 
@@ -77,8 +80,14 @@ class Standing:
         return merged(self._ranges.get(source, ()))
 
     def readers(self) -> list[int]:
-        """Those that steps have consumed of, or that are only opened, if none has been."""
-        return sorted(self._last) or sorted(self.opened)
+        """Those of samples that steps have consumed of; those that are opened, if none has been."""
+        found = [source for source in sorted(self.opened) if self.has_samples(source)]
+        return [source for source in found if source in self._last] or found
+
+    def has_samples(self, source: int) -> bool:
+        """Whether a sampler could leave some out: the items of any other iterable are its own."""
+        opened = self.opened.get(source)
+        return opened is not None and opened.kind in SAMPLES
 
     def whole(self, source: int, begin: int, end: int) -> tuple[int, int]:
         """The range, widened to whole batches of its reader."""
@@ -141,10 +150,12 @@ def placed(
 def between(
     steps: Iterable[StepCompleted], standing: Standing, why: str, more: Sequence[Skip] = ()
 ) -> tuple[Skip, ...]:
-    """What these steps consumed, of all ranks, as skips in whole batches."""
+    """What these steps consumed of samples, on all ranks, as skips in whole batches."""
     found: dict[tuple[int, int], list[tuple[int, int]]] = {}
     for event in steps:
         for one in event.consumed:
+            if not standing.has_samples(one.source):
+                continue
             place = found.setdefault((one.source, one.epoch), [])
             place += (standing.whole(one.source, begin, end) for begin, end in one.ranges)
     for skip in more:
@@ -155,6 +166,41 @@ def between(
         for (source, epoch), ranges in sorted(found.items())
         for begin, end in merged(ranges)
     )
+
+
+def following(
+    steps: Iterable[StepCompleted], standing: Standing, skips: Iterable[Skip]
+) -> tuple[Skip, ...]:
+    """What the next step takes: the positions behind those of this step (`steps`: it, of every
+    rank), as many as it took, past those that are left out already; at the end of a pass the first
+    of the next one."""
+    taken: dict[tuple[int, int], list[tuple[int, int]]] = {}
+    for event in steps:
+        for one in event.consumed:
+            if standing.has_samples(one.source):
+                taken.setdefault((one.source, one.epoch), []).extend((*one.ranges, *one.padded))
+    known = tuple(skips)
+    found = []
+    for (source, epoch), ranges in taken.items():
+        whole = merged(ranges)
+        width, begin = sum(end - first for first, end in whole), whole[-1][1] if whole else 0
+        opened = standing.opened.get(source)
+        length = opened.length if opened else None
+        begin = _past(begin, of_pass(known, source, epoch))
+        if length is not None and begin >= length:
+            epoch, begin = epoch + 1, _past(0, of_pass(known, source, epoch + 1))
+        end = begin + width if length is None else min(begin + width, length)
+        if begin < end:
+            found.append(Skip(source, epoch, begin, end))
+    return tuple(found)
+
+
+def _past(position: int, ranges: Ranges) -> int:
+    """The first position from here on that is in none of the ranges."""
+    for begin, end in ranges:
+        if begin <= position < end:
+            position = end
+    return position
 
 
 def told(skips: Iterable[Skip]) -> str:

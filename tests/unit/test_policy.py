@@ -204,7 +204,14 @@ def test_a_cause_has_its_own_treatment() -> None:
     )
     rewound = decide(raised(1, cause="numeric", steps=9), policy=policy)
     assert rewound.action == "rewind"
-    assert "from the snapshot before" in rewound.reason
+    assert "from a snapshot before it" in rewound.reason
+    for rewinds, action in ((2, "rewind"), (3, "stop"), (4, "stop")):
+        ended = msgspec.structs.replace(raised(5, cause="numeric", steps=9), rewinds=rewinds)
+        assert decide(ended, policy=policy).action == action
+    ended = msgspec.structs.replace(raised(5, cause="numeric", steps=9), rewinds=3)
+    assert decide(ended, policy=policy).reason == (
+        "attempt 5 ended with exit code 1 (numeric): it has gone back 3 times, and max_rewinds is 3"
+    )
     first = raised(1, cause="out_of_memory", steps=9)
     assert decide(first, policy=policy).environment == {"MICRO_BATCH": "/2"}
     again = [raised(2, cause="out_of_memory", changed=True, at=n) for n in (9, 10)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import math
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -20,14 +21,18 @@ from tests.support.protocol import (
     holder,
     recovery_point,
 )
+from tests.support.reading import OPENED, STEPS, step_of
 from walrecover import entries as model
+from walrecover import events as ev
 from walrecover import failpoints, processes, recovery, snapshot
-from walrecover.entries import Plan, SnapshotRef
+from walrecover.entries import Plan, Rewind, Skip, SnapshotRef
 from walrecover.errors import Corrupt, Fenced, NothingToResume, RunBusy, StorageFailed
 from walrecover.failpoints import FailpointReached
+from walrecover.journal import Journal
 from walrecover.processes import identity
 from walrecover.recovery import begin_attempt, choose
 from walrecover.rundir import RunDir
+from walrecover.sequence import Sequence
 
 PLANS = ("recovery.folded", "recovery.verified", "recovery.planned")
 
@@ -72,6 +77,13 @@ def unreadable(monkeypatch: pytest.MonkeyPatch, *refs: SnapshotRef) -> None:
         return real(root, relative, limit)
 
     monkeypatch.setattr(snapshot, "read_regular", read)
+
+
+def supervisors_stream(run: RunDir, entry: model.AttemptEntry, path: Path) -> Journal:
+    first = ev.AttemptBegun(
+        run=run.name, attempt=entry.number, nonce=entry.nonce, writer="supervisor"
+    )
+    return Journal.create(path, attempt=entry.number, first=first)
 
 
 def begin(run: RunDir, **options: str) -> Plan:
@@ -457,7 +469,10 @@ def test_a_rewind_restores_the_one_before_and_says_what_it_left_behind(run: RunD
     assert begun.entry.plan.base == refs[1]
     (left,) = begun.entry.plan.rejected
     assert (left.step, left.reason, left.confirmed) == (6, "left behind: numeric", True)
-    assert begun.line.endswith("; step 6 was rejected: left behind: numeric")
+    assert begun.entry.plan.rewind == Rewind(7, "numeric")
+    assert begun.line.endswith(
+        "; step 6 was rejected: left behind: numeric; it goes back to before step 7 (numeric)"
+    )
 
 
 def test_what_a_rewind_left_behind_never_returns_and_rewinding_again_goes_further(
@@ -472,7 +487,7 @@ def test_what_a_rewind_left_behind_never_returns_and_rewinding_again_goes_furthe
 
 def test_where_there_is_nothing_older_the_newest_is_restored(run: RunDir) -> None:
     (ref,) = saved(run, 2)
-    assert begin(run, rewind="numeric") == Plan(base=ref, ranks=2)
+    assert begin(run, rewind="numeric") == Plan(base=ref, ranks=2, rewind=Rewind(3, "numeric"))
 
 
 def test_a_rewind_passes_over_damage(run: RunDir) -> None:
@@ -486,7 +501,7 @@ def test_a_rewind_passes_over_damage(run: RunDir) -> None:
 def test_a_rewind_to_nothing_but_damage_keeps_the_newest(run: RunDir) -> None:
     refs = saved(run, 2, 4)
     damage(run, refs[0])
-    assert begin(run, rewind="numeric") == Plan(base=refs[1], ranks=2)
+    assert begin(run, rewind="numeric") == Plan(base=refs[1], ranks=2, rewind=Rewind(5, "numeric"))
 
 
 def test_crashing_in_a_rewind_any_number_of_times_ends_in_the_same_base(
@@ -499,3 +514,109 @@ def test_crashing_in_a_rewind_any_number_of_times_ends_in_the_same_base(
             begin(run, rewind="numeric")
         failpoints.arm("")
     assert begin(run, rewind="numeric").base == refs[1]
+
+
+def trained(run: RunDir, *saved: int, bad: int = 0, last: int) -> list[SnapshotRef]:
+    """One attempt through step `last`, whose loss is NaN from step `bad` on."""
+    with Launch.begin(run) as launch:
+        refs = []
+        for journal in launch.journals:
+            journal.append(OPENED)
+        while launch.step < last:
+            launch.step += 1
+            loss = math.nan if 0 < bad <= launch.step else 1.0
+            for rank, journal in enumerate(launch.journals):
+                journal.append(step_of(launch.step, rank, loss))
+            if launch.step in saved:
+                refs.append(launch.save().snapshot)
+        return refs
+
+
+def test_a_rewind_goes_back_to_before_the_loss_went_bad_and_leaves_out_what_was_read_since(
+    run: RunDir,
+) -> None:
+    """Two snapshots were taken of what was bad by then."""
+    refs = trained(run, 2, 4, 6, 8, bad=5, last=8)
+    begun = begin_attempt(run, holder(), rewind="numeric")
+    plan = begun.entry.plan
+    assert plan.base == refs[1]
+    assert [rejected.step for rejected in plan.rejected] == [8, 6]
+    assert plan.rewind == Rewind(5, "loss is nan at step 5")
+    assert plan.skips == (Skip(0, 0, 32, 40, "bad at step 5"),)
+    assert begun.line.endswith(
+        "it goes back to before step 5 (loss is nan at step 5), and leaves out positions 32 to 39 "
+        "of pass 0"
+    )
+
+
+def test_what_is_left_out_reaches_back_to_the_base_over_the_end_of_a_pass(run: RunDir) -> None:
+    trained(run, STEPS - 2, bad=STEPS + 1, last=STEPS + 1)
+    assert [(s.epoch, s.begin, s.end) for s in begin(run, rewind="numeric").skips] == [
+        (0, 64, 80),
+        (1, 0, 8),
+    ]
+
+
+def test_a_step_that_was_not_completed_is_left_out_by_what_follows_the_one_before(
+    run: RunDir,
+) -> None:
+    refs = trained(run, 2, 4, last=5)
+    plan = begin(run, rewind="numeric")
+    assert plan.base == refs[0]
+    assert plan.skips == (Skip(0, 0, 16, 48, "bad at step 6"),)  # steps 3 to 5, and the sixth
+
+
+def test_a_rewind_before_every_snapshot_begins_at_the_beginning_unless_some_were_retired(
+    run: RunDir,
+) -> None:
+    trained(run, 4, 6, bad=2, last=6)
+    shutil.copytree(run.root, run.root.parent / "other")
+    plan = begin(run, rewind="numeric")
+    assert (plan.base, plan.fresh) == (None, False)
+    assert [(s.begin, s.end) for s in plan.skips] == [(0, 16)]
+    assert begin(run) == Plan(skips=plan.skips)
+    other = RunDir(run.root.parent / "other", "a-run")
+    newest = candidates(other)[0]
+    gone = model.RetirementEntry("0", 0.0, 1, entries_of(other)[0].nonce, ("blake3:0",))
+    Sequence(other.sequence).settle(lambda _: gone)
+    assert begin(other, rewind="numeric").base == newest
+
+
+def test_what_is_left_out_is_inherited_and_added_to(run: RunDir) -> None:
+    trained(run, 2, 4, bad=5, last=6)
+    first = begin(run, rewind="numeric")
+    assert begin(run).skips == first.skips
+    trained(run, bad=5, last=5)  # again at the fifth step, on other data
+    again = begin(run, rewind="numeric")
+    assert again.base == first.base
+    assert again.skips[: len(first.skips)] == first.skips
+
+
+def test_a_decision_to_go_back_outlives_the_supervisor_that_took_it(run: RunDir) -> None:
+    refs = saved(run, 2, 4)
+    entry = entries_of(run)[0]
+    path = run.stream(entry.number, entry.nonce, "supervisor")
+    with supervisors_stream(run, entry, path) as journal:
+        journal.append(ev.WorkerExited(pid=1, code=1, cause="numeric"))
+        journal.append(ev.RestartDecided(action="rewind", delay=0.0, reason=""))
+        journal.sync()
+    plan = begin(run)
+    assert (plan.base, plan.rewind) == (refs[0], Rewind(5, "numeric"))
+    assert begin(run) == Plan(refs[0], ranks=2)  # it has been done
+
+
+@pytest.mark.parametrize("point", ["sequence.entry.written", "sequence.entry.linked", *PLANS])
+def test_a_crash_in_a_rewind_leaves_the_old_plan_or_all_of_the_new_one(
+    run: RunDir, point: str
+) -> None:
+    refs = trained(run, 2, 4, 6, bad=5, last=6)
+    failpoints.arm(f"{point}:raise")
+    with pytest.raises(FailpointReached):
+        begin(run, rewind="numeric")
+    failpoints.arm("")
+    newest = model.newest_attempt(entries_of(run))
+    assert newest is not None
+    entered = newest.number == 2
+    assert entered == (point in ("sequence.entry.linked", "recovery.planned"))
+    plan = begin(run, **({} if entered else {"rewind": "numeric"}))
+    assert (plan.base, plan.skips) == (refs[1], (Skip(0, 0, 32, 40, "bad at step 5"),))

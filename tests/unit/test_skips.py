@@ -9,7 +9,7 @@ from walrecover.consumed import Consumed
 from walrecover.entries import Skip
 from walrecover.errors import BadInput
 from walrecover.events import DataOpened, PassEnded, StepCompleted
-from walrecover.skips import Standing, between, merged, of_pass, parse, placed, told
+from walrecover.skips import Standing, between, following, merged, of_pass, parse, placed, told
 
 
 def standing(steps: int, *more: DataOpened) -> Standing:
@@ -99,6 +99,26 @@ def test_steps_become_the_whole_batches_that_they_consumed() -> None:
     assert between([one], now, "nan") == (Skip(0, 0, 64, 72, "nan"),)
     assert between([], now, "nan", [Skip(0, 0, 73, 74)]) == (Skip(0, 0, 72, 80, "nan"),)
     assert between([], now, "nan") == ()
+
+
+def test_only_what_a_sampler_gives_can_be_left_out() -> None:
+    """The outer loop over epochs is a reader as well, and so is a loop over numbers."""
+    now = standing(3, DataOpened(source=1, kind="item", length=3))
+    step = StepCompleted(step=4, consumed=(consumed(4, 0), Consumed(1, 0, ((0, 1),))))
+    now.take(step)
+    assert now.readers() == [0]
+    assert between([step], now, "nan") == (Skip(0, 0, 24, 32, "nan"),)
+    assert [skip.source for skip in following([step], now, ())] == [0]
+
+
+def test_the_next_step_takes_what_follows_as_many_as_the_last_one_took() -> None:
+    last = [step_of(3, rank) for rank in range(RANKS)]
+    assert following(last, standing(3), ()) == (Skip(0, 0, 24, 32),)
+    assert following(last, standing(3), [Skip(0, 0, 24, 40)]) == (Skip(0, 0, 40, 48),)
+    at_the_end = [step_of(STEPS, rank) for rank in range(RANKS)]
+    assert following(at_the_end, standing(STEPS), ()) == (Skip(0, 1, 0, 8),)
+    assert following(at_the_end, standing(STEPS), [Skip(0, 1, 0, 8)]) == (Skip(0, 1, 8, 16),)
+    assert following([], standing(3), ()) == ()
 
 
 def test_skips_are_told() -> None:

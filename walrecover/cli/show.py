@@ -6,7 +6,11 @@ from typing import Any
 
 import click
 
+from walrecover import entries as model
 from walrecover import recovery
+from walrecover import skips as skipping
+from walrecover.asof import as_of
+from walrecover.cli import times
 from walrecover.cli.options import as_json, directory, journal_dir, resolve, run_argument
 from walrecover.cli.output import clock, seconds, write_json
 from walrecover.cli.views import flow, run_row
@@ -17,27 +21,49 @@ FILES = 5
 
 @click.command(
     "show",
-    help="One run's recovery flow: each attempt, what it resumed, how it ended, what was decided.",
+    help="One run's recovery flow: each attempt, what it resumed, how it ended, what was decided; "
+    "and where the time went.",
 )
 @run_argument
 @directory
 @journal_dir
+@click.option(
+    "--at",
+    type=click.IntRange(min=0),
+    metavar="STEP",
+    help="As it was known when this step was completed.",
+)
 @as_json
-def command(run: str | None, directory: str | None, journal_dir: str | None, as_json: bool) -> int:
+def command(
+    run: str | None, directory: str | None, journal_dir: str | None, at: int | None, as_json: bool
+) -> int:
     found = resolve(run, directory, journal_dir)
     state = recovery.fold_run(found)
-    row, story = run_row(found.name, state), flow(state)
+    spent, of_time = None, times.UNKNOWN
+    if at is None:
+        spent = times.spending(state)
+        of_time = times.fields(state, spent)
+    else:
+        state = as_of(state, at, found.name)
+    row, story = run_row(found.name, state) | of_time, flow(state, spent)
     losses = [loss for record in state.records.values() for loss in record.losses]
     superseded = state.superseded()
+    first = model.origin(state.entries)
     if as_json:
-        write_json({**row, "attempts": story, "superseded": superseded, "losses": losses})
+        forked = {"run": first.parent, "step": first.snapshot.step} if first else None
+        body = {**row, "forked_from": forked, "attempts": story, "superseded": superseded}
+        write_json({**body, "losses": losses})
         return 0
     click.echo(
         f"run {row['run']}: {row['state']}, step {row['last_step']}, "
         f"{len(story)} attempt{'s' if len(story) != 1 else ''}"
     )
+    if first:
+        left = f", leaving out {skipping.told(first.skips)}" if first.skips else ""
+        click.echo(f"forked from run {first.parent} at step {first.snapshot.step}{left}")
     for item in story:
         _draw(item)
+    times.draw(row)
     for loss in losses:
         click.echo(f"lost from the journal: {loss}")
     return 0
@@ -53,6 +79,10 @@ def _draw(item: dict[str, Any]) -> None:
     again = f", {item['lost_steps']} steps done again" if item["lost_steps"] else ""
     where = f"after step {point}{again}" if point is not None else "from the beginning"
     _stage("planned", where, stages["planned"])
+    if back := item["rewind"]:
+        _stage("rewound", f"to before step {back['step']}: {back['reason']}")
+    if item["skips"]:
+        _stage("left out", item["left_out"])
     if stages["restored"] is not None:
         _stage("restored", "every object of every rank", stages["restored"])
     if stages["restored"] is not None and item["saved_by"] not in (None, item["ranks"]):

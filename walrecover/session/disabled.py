@@ -11,6 +11,7 @@ class DisabledRun:
     """Runs the loop as if walrecover were not there. `global_step` counts."""
 
     stopping = False
+    superseded_from = None
 
     def __init__(self, name: str) -> None:
         self.name = name

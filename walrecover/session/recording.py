@@ -15,6 +15,7 @@ from typing import Any
 from walrecover import events as ev
 from walrecover.journal import Journal
 from walrecover.session import imports
+from walrecover.session.alarm import Alarm
 from walrecover.session.consuming import Share, shares
 from walrecover.session.loops import Loops
 from walrecover.torch_adapter import rng, scalars
@@ -23,13 +24,19 @@ from walrecover.torch_adapter.objects import Attached
 
 class Recorder:
     """Journals the steps of one attempt of one rank. `teaches`: a standby learns from its first
-    step what to import."""
+    step what to import. `alarm` hears every loss."""
 
     def __init__(
-        self, journal: Journal, loops: Loops, attached: Attached, *, teaches: bool
+        self,
+        journal: Journal,
+        loops: Loops,
+        attached: Attached,
+        *,
+        teaches: bool,
+        alarm: Alarm,
     ) -> None:
         self._journal, self._loops, self._attached = journal, loops, attached
-        self._teaches = teaches
+        self._teaches, self._alarm = teaches, alarm
         self._scalars: dict[str, Any] = {}
         self._late = scalars.Late()
         self._digests: dict[str, bytes] = {}  # the journal's thread's
@@ -65,13 +72,22 @@ class Recorder:
             self._teaches = False
             self._journal.append(imports.imported())
         self.record_arrived()
+        self._alarm.check()
         return captured
 
     def record_arrived(self, *, wait: bool = False) -> None:
         """Journal the scalars of earlier steps that have come from their device. `wait`: all."""
         for step, values in self._late.arrived(wait=wait):
-            self._journal.append(ev.ScalarsArrived(at=time.time(), step=step, scalars=values))
+            self._journal.append(partial(self._arrived, time.time(), step, values))
         self._record_notes()
+        if wait and self._alarm.armed:
+            self._journal.sync()  # it has heard all
+            self._alarm.check()
+
+    def _arrived(self, at: float, step: int, values: dict[str, float]) -> ev.ScalarsArrived:
+        """In the journal's thread."""
+        self._alarm.take(step, values)
+        return ev.ScalarsArrived(at=at, step=step, scalars=values)
 
     def _record_notes(self) -> None:
         """Journal which readers were opened, and which passes are over."""
@@ -90,6 +106,7 @@ class Recorder:
         taken: Sequence[Share],
     ) -> ev.StepCompleted:
         """In the journal's thread, step after step: what the loop need not wait for."""
+        self._alarm.take(step, values)
         digests = rng.digests(captured)
         moved = {n: d for n, d in digests.items() if self._digests.get(n) != d}
         self._digests = digests

@@ -17,6 +17,7 @@ from typing import Any
 import msgspec
 
 from walrecover import events as ev
+from walrecover import failures, lineage
 from walrecover.beats import Beat
 from walrecover.entries import AttemptEntry
 from walrecover.errors import Stopped, StorageFailed, WalrecoverError
@@ -24,13 +25,16 @@ from walrecover.journal import Journal
 from walrecover.lease import Lease
 from walrecover.pace import Pace, is_due
 from walrecover.rundir import RunDir
+from walrecover.sequence import Sequence
 from walrecover.session.agreeing import MEASURED_STEPS, Agreement
+from walrecover.session.alarm import Alarm
 from walrecover.session.exceptions import describe
 from walrecover.session.iterating import Loop
 from walrecover.session.leaving import Leaving
 from walrecover.session.loops import Loops
 from walrecover.session.meeting import Meeting
 from walrecover.session.moment import Captures, living
+from walrecover.session.pacing import Pacer
 from walrecover.session.position import Position
 from walrecover.session.recording import Recorder
 from walrecover.session.restoring import Restored
@@ -91,12 +95,12 @@ class Run:
             say=self._say,
         )
         self._signals = Signals(settings.grace, settings.notice)
-        self._agreement = Agreement(
-            meeting, self._signals, ranks, journal, settings.every, self._say
-        )
+        self._pacer = Pacer(settings.every, failures.told(meeting.folder), journal)
+        self._agreement = Agreement(meeting, self._signals, ranks, journal, self._pacer, self._say)
         self._lease = None if settings.supervisor or ranks.rank else Lease(meeting.folder)
         teaches = settings.supervisor is not None and ranks.rank == 0
-        self._recorder = Recorder(journal, self._loops, attached, teaches=teaches)
+        alarm = Alarm(settings.rewinds)
+        self._recorder = Recorder(journal, self._loops, attached, teaches=teaches, alarm=alarm)
         self._wanted = False
         self._last_key = Key(base.step, base.end) if base else None
         self._clock = time.monotonic()
@@ -132,6 +136,13 @@ class Run:
     def stopping(self) -> bool:
         """Whether the run was asked to stop; it does so at a boundary that all ranks agree on."""
         return self._signals.received is not None or self._meeting.stop is not None
+
+    @property
+    def superseded_from(self) -> int | None:
+        """The first step that an attempt before this one may have made and logged already: cut a
+        logger's curves there, before the first step. None in a run's first attempt."""
+        found = Sequence(self._directory.sequence).read()
+        return lineage.superseded_from(found, self._entry)
 
     def loop(self, *iterables: Iterable[Any]) -> Loop:
         """Iterate resumably; several iterables act as `zip`. May be nested to any depth.
@@ -193,6 +204,7 @@ class Run:
         while self._loops.opaque:
             self._say(self._loops.opaque.pop(0))
         rng.restore(restored.rng)
+        self._journal.append(ev.PlaceReached(at=time.time(), step=restored.step))
 
     def pausing(self) -> None:
         """A loop in which steps were made has ended: what comes before the next step is none."""
@@ -257,6 +269,7 @@ class Run:
 
     def _save(self, key: Key, position: Position, *, finished: bool) -> bool:
         self._beat.say("snapshot", key.step)
+        began = time.monotonic()
         self._saver.note_commits()
         moment = living(self._attached, position)
         capture = self._captures.of(key, moment, self._saver.committed_lsn)
@@ -264,6 +277,7 @@ class Run:
         if saved:
             self._last_key = key
         self._clock = time.monotonic()
+        self._pacer.stood_still(key, self._clock - began)
         self._beat.say("training", key.step)
         if self._saver.failed:
             raise self._saver.failed
@@ -272,12 +286,13 @@ class Run:
     def _stop(self, key: Key) -> None:
         """Leave at the agreed boundary, once the snapshot is durable."""
         assert self._meeting.stop is not None
-        number = self._meeting.stop.value
+        number, began = self._meeting.stop.value, time.monotonic()
         durable = key == self._last_key and self._saver.wait(
             key, lambda: self._signals.seconds_left() == 0
         )
         if self._saver.failed:
             raise self._saver.failed
+        self._pacer.stood_still(key, time.monotonic() - began, commit=True)
         kept = f"step {key.step} is saved" if durable else "the last committed snapshot stands"
         self._leave(number, kept)
 
@@ -298,7 +313,8 @@ class Run:
             return
         saved = self._save(key, position, finished=True)
         self._beat.say("snapshot")
-        patient_until = time.monotonic() + PATIENCE_SECONDS
+        began = time.monotonic()
+        patient_until = began + PATIENCE_SECONDS
         durable = saved and self._saver.wait(
             key, lambda: self._signals.received is not None and time.monotonic() > patient_until
         )
@@ -313,6 +329,7 @@ class Run:
             )
         if self._ranks.rank == 0:
             self._saver.drain()
+        self._pacer.stood_still(key, time.monotonic() - began, commit=True)
         self._journal.append(ev.RunFinished(at=time.time(), step=self._step))
         self._journal.sync()
         self._finished_at = self._step

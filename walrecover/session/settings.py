@@ -40,6 +40,7 @@ class Settings(NamedTuple):
     grace: float | None
     notice: int | None
     take: Take | None = None
+    rewinds: bool = False
 
 
 def disabled() -> bool:
@@ -82,6 +83,7 @@ def read(
         grace=stops.seconds(grace) if (grace := env.get(stops.GRACE)) else None,
         notice=stops.notice(env.get(stops.PREEMPT_SIGNAL) or stops.NOTICES[0]),
         take=stepcounts.parse(take) if (take := env.get("WALRECOVER_TAKE_RANK")) else None,
+        rewinds=env.get("WALRECOVER_ON_NUMERIC") == "rewind",
     )
 
 

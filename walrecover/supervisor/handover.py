@@ -11,6 +11,7 @@ from pathlib import Path
 
 from walrecover import stops
 from walrecover.entries import AttemptEntry
+from walrecover.policy import Policy
 from walrecover.rundir import RunDir
 
 ERROR_FILE = "TORCHELASTIC_ERROR_FILE"
@@ -37,6 +38,12 @@ def of_stops(grace: float, notice: int | None) -> dict[str, str]:
     """How long a stop may take, and what announces one."""
     name = "none" if notice is None else signal.Signals(notice).name
     return {stops.GRACE: f"{grace:g}s", stops.PREEMPT_SIGNAL: name}
+
+
+def of_policy(policy: Policy) -> dict[str, str]:
+    """What follows a loss that is not finite, or rises: where the policy goes back, the session
+    ends the attempt for it."""
+    return {"WALRECOVER_ON_NUMERIC": policy.of("numeric").action}
 
 
 def of_attempt(entry: AttemptEntry, folder: Path, environ: Mapping[str, str]) -> dict[str, str]:

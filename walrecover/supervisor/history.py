@@ -34,6 +34,7 @@ class History:
         self._run = run
         self._furthest = 0
         self._changed = False
+        self._rewinds = 0
         self._entered = False
 
     @property
@@ -47,6 +48,7 @@ class History:
         if not self._entered and not plan.fresh:
             self._inherit(begun.state)
         self._entered = True
+        self._rewinds += plan.rewind is not None
         self._furthest = max(self._furthest, plan.base.step if plan.base else 0)
 
     def take(
@@ -74,6 +76,7 @@ class History:
                 kinds=verdict.kinds,
                 at=verdict.step,
                 changed=self._changed,
+                rewinds=self._rewinds,
             )
         )
 
@@ -103,7 +106,8 @@ class History:
             ranks = list(records.values())
             if entry.plan.fresh:
                 self._forget()
-                self._furthest = 0
+                self._furthest = self._rewinds = 0
+            self._rewinds += entry.plan.rewind is not None
             if notes is None and entry.holder.supervisor == supervisor != "":
                 self._fold_in(ranks)  # torchrun's own restart, part of the attempt before
                 continue
@@ -131,6 +135,7 @@ class History:
             fingerprint=exited.fingerprint,
             at=exited.step,
             changed=self._changed,
+            rewinds=self._rewinds,
         )
 
     def _decided(self, notes: StreamRecord | None) -> None:

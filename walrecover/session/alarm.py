@@ -1,0 +1,36 @@
+"""Ends an attempt whose losses have gone bad, where the policy then goes back.
+
+Owns when that is said: in the journal's thread the rule is asked, in the training thread the answer
+is raised, at the next boundary. The rule is `losses`'.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from walrecover.errors import BadLoss
+from walrecover.losses import Finding, Watch
+
+
+class Alarm:
+    """Of one rank; not `armed` it does nothing."""
+
+    def __init__(self, armed: bool) -> None:
+        self._watch = Watch() if armed else None
+        self._found: Finding | None = None
+
+    @property
+    def armed(self) -> bool:
+        return self._watch is not None
+
+    def take(self, step: int, scalars: Mapping[str, float]) -> None:
+        """In the journal's thread, in order."""
+        if self._watch is not None:
+            self._found = self._watch.take(step, scalars)
+
+    def check(self) -> None:
+        """In the training thread. Raises BadLoss, once."""
+        found, self._found = self._found, None
+        if found is not None:
+            self._watch = None
+            raise BadLoss(f"{found.reason}: the policy goes back to before it")
