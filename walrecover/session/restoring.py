@@ -19,7 +19,14 @@ from walrecover.failpoints import failpoint
 from walrecover.manifest import Manifest
 from walrecover.rundir import RunDir
 from walrecover.session import dealing, replicas
-from walrecover.session.position import Place, Position, ledger_from, ledger_tree
+from walrecover.session.position import (
+    Place,
+    Position,
+    counts_from,
+    counts_tree,
+    ledger_from,
+    ledger_tree,
+)
 from walrecover.session.replicas import Repair
 from walrecover.stepcounts import Take
 from walrecover.torch_adapter import memory
@@ -176,9 +183,9 @@ def _tensors(
 def position_tree(position: Position) -> Any:
     """The wire form of a position. Raises Unstorable for a loader whose state cannot be kept."""
     return plain.to_tree(
-        msgspec.structs.asdict(position)
+        _fields(position)
         | {
-            "places": [msgspec.structs.asdict(place) for place in position.places],
+            "places": [_fields(place) for place in position.places],
             "ledger": ledger_tree(position.ledger),
         },
         "position",
@@ -186,12 +193,20 @@ def position_tree(position: Position) -> Any:
     )
 
 
+def _fields(struct: Place | Position) -> dict[str, Any]:
+    return msgspec.structs.asdict(struct) | {"passes": counts_tree(struct.passes)}
+
+
 def position_from(tree: Any) -> Position:
     """The position of a wire form. Raises Corrupt."""
     value = plain.from_tree(tree, build_inline)
     try:
-        places = [Place(**place) for place in value["places"]]
+        places = [Place(**_with_counts(place)) for place in value["places"]]
         ledger = ledger_from(value.get("ledger", []))
-        return Position(**(value | {"places": places, "ledger": ledger}))
+        return Position(**(_with_counts(value) | {"places": places, "ledger": ledger}))
     except (KeyError, TypeError, ValueError) as error:
         raise Corrupt(f"position: {error}") from None
+
+
+def _with_counts(fields: dict[str, Any]) -> dict[str, Any]:
+    return fields | {"passes": counts_from(fields.get("passes", ()))}

@@ -77,6 +77,7 @@ class Run:
         self._boundary_at = self._step
         self._finished_at = self._step if finished else None
         self._loops = Loops(self)
+        self._loops.read_as(ranks.rank, settings.keyed, entry.plan.skips)
         if restored:
             self._loops.begin_resume(restored.position, dealt=restored.deal is not None)
             if not restored.position.places:
