@@ -16,7 +16,7 @@ from walrecover.entries import SnapshotRef
 from walrecover.errors import Corrupt
 from walrecover.events import Code
 from walrecover.failpoints import failpoint
-from walrecover.manifest import Manifest
+from walrecover.manifest import Manifest, Part
 from walrecover.rundir import RunDir
 from walrecover.session import dealing, replicas
 from walrecover.session.position import (
@@ -35,7 +35,8 @@ from walrecover.torch_adapter.objects import Stored
 
 
 class Restored(NamedTuple):
-    """What this rank gets back."""
+    """What this rank gets back. `part`: its vote in the snapshot,
+    None where another number of ranks took that."""
 
     step: int
     stored: Stored
@@ -46,6 +47,7 @@ class Restored(NamedTuple):
     notes: tuple[str, ...] = ()
     deal: Deal | None = None
     saved_by: int = 0
+    part: Part | None = None
 
 
 def read(
@@ -95,6 +97,7 @@ def read(
             msgspec.convert(state["code"], Code),
             repair,
             notes,
+            part=None if resized else manifest.parts[rank],
         )
     except (KeyError, TypeError, msgspec.ValidationError) as error:
         raise Corrupt(f"{_own(manifest, source)}: no {error} in it") from None

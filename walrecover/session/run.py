@@ -93,6 +93,7 @@ class Run:
             verified=frozenset({base.manifest} if base else ()),
             retention=settings.keep,
             say=self._say,
+            base=restored.part if restored else None,
         )
         self._signals = Signals(settings.grace, settings.notice)
         self._agreement = Agreement(
