@@ -36,7 +36,7 @@ from walrecover.manifest import FileAt, Manifest, Part, TensorAt
 from walrecover.reuse import Offer
 from walrecover.rundir import RunDir
 from walrecover.sequence import Sequence
-from walrecover.shards import TensorData
+from walrecover.shards import AT_ONCE, TensorData, Writing
 
 
 class DurableStream(Protocol):
@@ -79,6 +79,7 @@ def vote(
     run: RunDir,
     capture: Capture,
     journal: DurableStream,
+    writing: Writing = AT_ONCE,
     offers: Mapping[str, Offer] | None = None,
 ) -> Part:
     """Make this rank's shard and journal durable, then say so (rules 2, 6). Raises StorageFailed.
@@ -95,16 +96,14 @@ def vote(
         for name, tensor in capture.tensors.items()
         if capture.rank == 0 or name not in capture.shared
     }
-    file, addresses = shards.write_tensors(run.snapshots, f"{stem}.safetensors", mine, offers)
-    older = {
-        at.file: offers[name].file
-        for name, at in addresses.items()
-        if offers and at.file != f"{stem}.safetensors"
-    }
+    written = f"{stem}.safetensors"
+    file, addresses = shards.write_tensors(run.snapshots, written, mine, writing, offers)
+    known = {offer.at.file: offer.file for offer in (offers or {}).values()}
+    older = {at.file: known[at.file] for at in addresses.values() if at.file != written}
     replicated = {name: at.digest for name, at in addresses.items() if name in capture.shared}
     if capture.rank != 0:
         others = {n: t for n, t in capture.tensors.items() if n in capture.shared}
-        replicated = shards.digests(others)
+        replicated = writing.digests(others)
         # Rank 0 writes them; where they lie is known, and that they are there is checked at commit.
         # The key is a guess, which rank 0 puts right: of tied tensors it writes one.
         source = f"{capture.name}/rank-{0:05d}.safetensors"
@@ -166,6 +165,20 @@ def read_votes(run: RunDir, name: str, world: int) -> list[Part] | None:
             return None
         found.append(votes.decode_part(data))
     return found
+
+
+def voted(run: RunDir, attempt: int, nonce: str, rank: int) -> list[tuple[int, bool]]:
+    """The captures of an attempt, as (step, end), for which this rank's vote is there; oldest
+    first."""
+    label = model.attempt_label(attempt, nonce)
+    found = []
+    for entry in os.scandir(run.snapshots):
+        capture = votes.parse_snapshot_name(entry.name)
+        if capture is None or capture[2] != label or not entry.is_dir(follow_symlinks=False):
+            continue
+        if os.path.exists(os.path.join(entry.path, f"rank-{rank:05d}.part")):
+            found.append(capture[:2])
+    return sorted(found)
 
 
 def commit(

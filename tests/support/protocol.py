@@ -36,8 +36,8 @@ BYTES = 48
 FROZEN_BYTES = 6000
 MAP_BYTES = 1 << 20
 
-NAMES = [name for name in failpoints.NAMES if not name.startswith(("adopt.", "fork."))]
-"""The failpoints of the protocol; those of adopted files and of forks have tests of their own."""
+NAMES = [name for name in failpoints.NAMES if not name.startswith(("adopt.", "fork.", "saver."))]
+"""The failpoints of the protocol; adopted files, forks and savers have tests of their own."""
 
 
 def holder(pid: int = 1) -> Holder:
@@ -151,7 +151,7 @@ class Launch:
             after=self.committed_lsn[rank], position=position,
         )  # fmt: skip
         past = self.pasts[rank]
-        part = snapshot.vote(self.run, taken, stream or self.journals[rank], past.offers())
+        part = snapshot.vote(self.run, taken, stream or self.journals[rank], offers=past.offers())
         past.cast(part)
         return part
 

@@ -130,11 +130,11 @@ def test_a_changed_tensor_is_written_whatever_was_offered(tmp_path: Path) -> Non
     offers = {name: Offer(at, file) for name, at in old.items()}
     moved = {**tensors, "other": tensor(b"\x07" * 2000)}
     mine = f"{after}/rank-00000.safetensors"
-    _, found = shards.write_tensors(tmp_path, mine, moved, offers)
+    _, found = shards.write_tensors(tmp_path, mine, moved, offers=offers)
     assert [found[name].file for name in ("same", "other")] == [mine, mine], "under half is alive"
     (tmp_path / mine).unlink()
     whole = {**offers, "other": offers["other"]}
-    _, found = shards.write_tensors(tmp_path, mine, tensors, whole)
+    _, found = shards.write_tensors(tmp_path, mine, tensors, offers=whole)
     assert {at.file for at in found.values()} == {f"{before}/rank-00000.safetensors"}
     with shards.Shard(tmp_path, mine, shards._describe(tmp_path, mine)) as shard:
         assert shard._spans == {}
@@ -150,7 +150,7 @@ def test_of_one_changed_and_one_not_only_the_first_is_written(tmp_path: Path) ->
     offers = {name: Offer(at, file) for name, at in old.items()}
     moved = {**tensors, "small": tensor(b"p" * 50)}
     mine = f"{after}/rank-00000.safetensors"
-    made, found = shards.write_tensors(tmp_path, mine, moved, offers)
+    made, found = shards.write_tensors(tmp_path, mine, moved, offers=offers)
     assert found["same"] == found["tied"] == old["same"]
     assert found["small"].file == mine and made.bytes < 500
     shards.verify_files(

@@ -22,10 +22,10 @@ from walrecover.checkpoints import Follower
 from walrecover.entries import CommitEntry, Entry, SnapshotRef, snapshot_name
 from walrecover.errors import Corrupt, Fenced, StorageFailed, WalrecoverError
 from walrecover.failpoints import failpoint
-from walrecover.files import make_directory, sync_directory
+from walrecover.files import sync_directory
 from walrecover.journal import Journal
 from walrecover.manifest import Part, disagreement
-from walrecover.reuse import Past
+from walrecover.references import References, distrust
 from walrecover.rundir import RunDir
 from walrecover.sequence import Sequence
 from walrecover.snapshot import Capture, DeadReference, Disagreed
@@ -80,7 +80,7 @@ class Saver:
         self.tried: Key | None = None
         self.known: dict[str, str] = {}
         self.seconds = 0.0
-        self._past = Past(base)
+        self._references = References(run, attempt, nonce, base)
         self._lsns: dict[Key, int] = {}
         self._verified = set(verified)
         self._waiting: deque[tuple[Key, bool]] = deque()
@@ -97,13 +97,12 @@ class Saver:
         several ranks the first commits it later, in its own time; not where `lone`."""
         began = time.monotonic()
         self.tried = key = Key(capture.step, capture.end)
-        self._heed_distrust()
         try:
-            part = snapshot.vote(self.run, capture, self.journal, self._past.offers())
+            part = snapshot.vote(self.run, capture, self.journal, offers=self._references.offers())
         except (StorageFailed, OSError) as error:
             self.abandon(key, str(error))
             return False
-        self._past.cast(part)
+        self._references.cast(part)
         self._lsns[key] = part.lsn
         self.known = {name: at.digest for name, at in part.tensors.items()}
         self.seconds = time.monotonic() - began
@@ -224,22 +223,6 @@ class Saver:
         own = self._own(found)
         return own[-1] if own else None
 
-    def _heed_distrust(self) -> None:
-        """Rank 0 says of which captures no file is to be referenced again."""
-        meeting = self.run.meeting(self.attempt, self.nonce)
-        for name in self._past.names():
-            if (meeting / f"distrusted.{name}").exists():
-                self._past.distrust(name)
-
-    def _distrust(self, name: str) -> None:
-        """From rank 0, to every rank. Where that cannot be said, snapshots go on being refused."""
-        meeting = self.run.meeting(self.attempt, self.nonce)
-        try:
-            make_directory(meeting)
-            (meeting / f"distrusted.{name}").touch()
-        except OSError as error:
-            log.warning("the ranks were not told to write anew: %s", error)
-
     def _enter(self, key: Key, *, finished: bool) -> CommitEntry | None:
         """Commit, or find it committed: on the way out another rank, or this one's other thread,
         may have been quicker. None while votes are missing."""
@@ -263,7 +246,7 @@ class Saver:
     def _note(self, *keys: Key) -> None:
         """These are committed, in this order."""
         key = keys[-1]
-        self._past.committed(keys)
+        self._references.committed(keys)
         self.committed = key
         self.committed_lsn = self._lsns.get(key, self.committed_lsn)
         self._lsns = {k: lsn for k, lsn in self._lsns.items() if k > key}
@@ -307,7 +290,8 @@ class Saver:
             return True
         except (Disagreed, StorageFailed, Corrupt, OSError) as error:
             if isinstance(error, DeadReference):
-                self._distrust(snapshot_name(key.step, self.attempt, self.nonce, key.end))
+                name = snapshot_name(key.step, self.attempt, self.nonce, key.end)
+                distrust(self.run, self.attempt, self.nonce, name)
             self.abandon(key, str(error))
             return True
         if entry is None:
@@ -406,7 +390,7 @@ class Saver:
             snapshot.verify(self.run, ref)
         except (Corrupt, OSError) as error:
             self.say(f"the snapshot of step {ref.step} does not read back: {error}")
-            self._distrust(ref.name)
+            distrust(self.run, self.attempt, self.nonce, ref.name)
             return
         self._verified.add(ref.manifest)
         self.journal.append(
