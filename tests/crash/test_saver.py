@@ -14,10 +14,10 @@ import pytest
 from tests.streams import read
 from tests.support.capturing import Training
 from tests.support.forks import Forks
-from tests.support.protocol import candidates, check_state, holder, recovery_point
+from tests.support.protocol import FROZEN_BYTES, candidates, check_state, holder, recovery_point
 from tests.support.waiting import wait_until
 from walrecover import events as ev
-from walrecover import failpoints
+from walrecover import failpoints, snapshot
 from walrecover.entries import AttemptEntry
 from walrecover.processes import started_at
 from walrecover.recovery import begin_attempt
@@ -271,6 +271,26 @@ def training(run: RunDir, entry: AttemptEntry) -> Iterator[Training]:
     made = Training(run, entry)
     yield made
     made.close()
+
+
+def test_what_did_not_change_is_referenced(run: RunDir, training: Training) -> None:
+    """In two lines (specs/04-snapshots.md), by one saver and by the one after it."""
+    for step in range(1, 9):
+        if step == 5:
+            training.dismiss()
+            training.saver = training.hire()
+        training.train()
+        training.capture()
+        training.await_report(msg.Committed, step)
+    live = candidates(run)
+    older = [snapshot.load_manifest(run, ref).older_files() for ref in live]
+    assert [ref.step for ref in live[:2]] == [8, 7]
+    assert all(older[:2]) and older[0].keys().isdisjoint(older[1])
+    for ref in live:
+        check_state(run, ref, world=1)
+    for ref in live[:2]:
+        size = (run.snapshots / ref.name / "rank-00000.safetensors").stat().st_size
+        assert size < FROZEN_BYTES
 
 
 def test_a_capture_is_committed_while_training_goes_on(training: Training) -> None:
