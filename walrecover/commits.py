@@ -14,13 +14,14 @@ from typing import NamedTuple
 from walrecover import entries as model
 from walrecover import events as ev
 from walrecover import snapshot
-from walrecover.entries import CommitEntry, Entry, SnapshotRef
+from walrecover.entries import CommitEntry, Entry, SnapshotRef, snapshot_name
 from walrecover.errors import Corrupt, Fenced, StorageFailed
 from walrecover.failpoints import failpoint
 from walrecover.files import sync_directory
+from walrecover.references import distrust
 from walrecover.rundir import RunDir
 from walrecover.sequence import Sequence
-from walrecover.snapshot import Disagreed
+from walrecover.snapshot import DeadReference, Disagreed
 
 LOOK_SECONDS = 1.0
 
@@ -141,6 +142,10 @@ class Commits:
         try:
             entry = enter(self._run, self._attempt, key, finished=finished)
         except (Disagreed, StorageFailed, Corrupt, OSError) as error:
+            if isinstance(error, DeadReference):
+                self._distrust(
+                    snapshot_name(key.step, self._attempt.number, self._attempt.nonce, key.end)
+                )
             self.abandon(key, str(error))
             return True
         if entry is None:
@@ -152,6 +157,9 @@ class Commits:
         self._unverified.append(entry)
         self._told(key, entry)
         return True
+
+    def _distrust(self, name: str) -> None:
+        distrust(self._run, self._attempt.number, self._attempt.nonce, name)
 
     def abandon(self, key: Key, reason: str) -> None:
         self._say(f"the snapshot of step {key.step} was abandoned: {reason}")
@@ -185,6 +193,7 @@ class Commits:
             snapshot.verify(self._run, ref)
         except (Corrupt, OSError) as error:
             self._say(f"the snapshot of step {ref.step} does not read back: {error}")
+            self._distrust(ref.name)
             return
         self._verified.add(ref.manifest)
         self._note(ev.SnapshotVerified(step=ref.step, end=ref.end, manifest=ref.manifest))

@@ -178,4 +178,4 @@ def predecessors(
 
 def _turns(entry: AttemptEntry) -> bool:
     """Whether the attempt's history is meant to be another one."""
-    return entry.plan.fresh or bool(getattr(entry.plan, "skip", ()))
+    return entry.plan.fresh or entry.plan.rewind is not None

@@ -14,10 +14,10 @@ import pytest
 from tests.streams import read
 from tests.support.capturing import Training
 from tests.support.forks import Forks
-from tests.support.protocol import candidates, check_state, holder, recovery_point
+from tests.support.protocol import FROZEN_BYTES, candidates, check_state, holder, recovery_point
 from tests.support.waiting import wait_until
 from walrecover import events as ev
-from walrecover import failpoints
+from walrecover import failpoints, snapshot
 from walrecover.entries import AttemptEntry
 from walrecover.processes import started_at
 from walrecover.recovery import begin_attempt
@@ -158,6 +158,17 @@ def test_what_was_digested_before_such_a_death_is_used(
     check_state(run, candidates(run)[0], world=1)
 
 
+def test_a_capture_whose_events_were_lost_with_its_process_is_not_committed(
+    forks: Forks, run: RunDir, entry: AttemptEntry, notes: Notes
+) -> None:
+    """Rule 6: a commit behind which the journal lacks a step would be a hole in the history."""
+    assert forks.wait(child(forks, run, notes, then="events lost")) == -signal.SIGKILL
+    await_end(*notes.savers())
+    assert candidates(run) == []
+    (abandoned,) = [e for e in noted(run, entry) if isinstance(e, ev.SnapshotAbandoned)]
+    assert abandoned.reason == "the last events of its process were lost with it"
+
+
 def test_ranks_that_were_all_killed_with_the_same_step_commit_it(
     forks: Forks, run: RunDir, entry: AttemptEntry, notes: Notes
 ) -> None:
@@ -243,6 +254,26 @@ def training(run: RunDir, entry: AttemptEntry) -> Iterator[Training]:
     made.close()
 
 
+def test_what_did_not_change_is_referenced(run: RunDir, training: Training) -> None:
+    """In two lines (specs/04-snapshots.md), by one saver and by the one after it."""
+    for step in range(1, 9):
+        if step == 5:
+            training.dismiss()
+            training.saver = training.hire()
+        training.train()
+        training.capture()
+        training.await_report(msg.Committed, step)
+    live = candidates(run)
+    older = [snapshot.load_manifest(run, ref).older_files() for ref in live]
+    assert [ref.step for ref in live[:2]] == [8, 7]
+    assert all(older[:2]) and older[0].keys().isdisjoint(older[1])
+    for ref in live:
+        check_state(run, ref, world=1)
+    for ref in live[:2]:
+        size = (run.snapshots / ref.name / "rank-00000.safetensors").stat().st_size
+        assert size < FROZEN_BYTES
+
+
 def test_a_capture_is_committed_while_training_goes_on(training: Training) -> None:
     for step in range(1, 5):
         training.train()
@@ -270,6 +301,41 @@ def test_a_saver_that_falls_behind_holds_its_slots(training: Training) -> None:
     training.await_report(msg.Committed, 2)
     assert training.capture() is not None
     training.await_report(msg.Committed, 3)
+
+
+def test_a_vote_waits_for_the_events_of_its_step(training: Training) -> None:
+    """Rule 6."""
+    training.train()
+    training.capture(ahead=1)
+    wait_until(lambda: training.arena.slots[0].let_go == 0 and _has_shard(training.run))
+    training.train()
+    assert training.await_report(msg.Voted, 1).lsn == training.journal.appended
+
+
+def _has_shard(run: RunDir) -> bool:
+    return any(run.snapshots.glob("*/rank-00000.safetensors"))
+
+
+def test_a_slot_that_was_filled_again_is_not_voted_for(
+    run: RunDir, entry: AttemptEntry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rule 8: a training process that took its saver for dead, and it only slept."""
+    monkeypatch.setenv(failpoints.ENVIRONMENT, "shards.tensors.written:stop")
+    training = Training(run, entry)
+    try:
+        training.train()
+        training.capture()
+        pid = training.saver.pid or 0
+        wait_until(lambda: _has_shard(run))
+        training.train()
+        training.capture(into=training.arena.slots[0])
+        wake(pid)
+        assert "filled again" in training.await_report(msg.Abandoned, 1).reason
+        training.await_report(msg.Committed, 2)
+        assert [ref.step for ref in candidates(run)] == [2]
+        check_state(run, candidates(run)[0], world=1)
+    finally:
+        training.close()
 
 
 def test_the_end_is_committed_as_the_end(training: Training) -> None:

@@ -18,6 +18,7 @@ from walrecover.arena import filling
 from walrecover.arena.filling import Filling
 from walrecover.arena.layout import Header
 from walrecover.arena.memory import Arena
+from walrecover.arena.slots import Slot
 from walrecover.entries import AttemptEntry, newest_attempt
 from walrecover.journal import Journal
 from walrecover.processes import started_at
@@ -67,10 +68,12 @@ class Training:
         self.journal.append(completed(self.step))
 
     def capture(
-        self, *, wanted: bool = True, end: bool = False, tell: bool = True
-    ) -> Header | None:
-        """None where all slots are held."""
-        slot = self.filling.free_slot(saver_lives=self.saver.lives)
+        self, *, wanted: bool = True, end: bool = False, tell: bool = True, ahead: int = 0,
+        into: Slot | None = None,
+    ) -> Header | None:  # fmt: skip
+        """None where all slots are held. `ahead`: as if so many events more had been appended;
+        `into`: this slot, whoever holds it."""
+        slot = into or self.filling.free_slot(saver_lives=self.saver.lives)
         if slot is None:
             return None
         taken = capture(self.run.name, self.entry, self.rank, self.world, self.step, end=end)
@@ -81,7 +84,7 @@ class Training:
                 "writer", "events_after",
             )
         }  # fmt: skip
-        fields |= {"lsn": self.journal.appended, "finished": end}
+        fields |= {"lsn": self.journal.appended + ahead, "finished": end}
         header = self.filling.fill(
             slot, taken.tensors, taken.shared, fields, taken.tree, wanted=wanted
         )
@@ -141,7 +144,9 @@ def rank(
     else:
         # Without its events a capture is worth nothing, and death would take the last ones.
         training.journal.sync()
-        header = training.capture(wanted=wanted, tell=then != "untold")
+        header = training.capture(
+            wanted=wanted, tell=then != "untold", ahead=1 if then == "events lost" else 0
+        )
         assert header is not None
     if then == "digested":  # the saver was stopped there
         wait_until(lambda: training.arena.slots[0].digests(header) is not None)

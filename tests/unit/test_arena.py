@@ -311,6 +311,34 @@ def test_another_process_reads_what_was_filled(arena: Arena) -> None:
         other.close()
 
 
+def test_a_slot_makes_the_stores_of_a_capture_in_the_order_that_is_torn_above(
+    arena: Arena, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slot = arena.slots[0]
+    stores: list[tuple[int, bytes]] = []
+
+    class Word:
+        @property
+        def value(self) -> int:
+            raise AssertionError("not read")
+
+        @value.setter
+        def value(self, word: int) -> None:
+            stores.append((layout.COMPLETION_AT, word.to_bytes(8, "little")))
+
+    def store(address: int, data: bytes) -> None:
+        stores.append((address - slot.address, data))
+
+    monkeypatch.setattr(slot, "_completion", Word())
+    monkeypatch.setattr(slot, "_store", store)
+    head, job, data = capture(3, b"the job", b"the data")
+    where = slot.begin(head) - slot.address
+    slot.put_job(job)
+    stores.append((where, data))
+    slot.complete(head)
+    assert stores == written(bytearray(), head, job, data)
+
+
 def test_digests_of_an_earlier_capture_count_for_nothing(arena: Arena) -> None:
     slot = arena.slots[0]
     head = fill(slot, 1, {"a": b"hello"})

@@ -22,6 +22,7 @@ COMMANDS = {
     "status": "The runs of a directory.",
     "show": "One run's recovery flow.",
     "log": "The events of a run.",
+    "compare": "Where two runs' histories part, and in what.",
     "fork": "Another run from a kept snapshot.",
     "audit": "Which samples were consumed: every one exactly once, proved from the journal.",
     "verify": "Read back every digest of journal and snapshots.",

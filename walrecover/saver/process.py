@@ -120,6 +120,9 @@ class _Process:
 
     def serve(self) -> None:
         """Work until nothing is left and nobody will bring more. Raises Fenced."""
+        if self._commits is not None:
+            # What an earlier saver was about to commit, before a newer capture overtakes it.
+            self._keep_on(self._commits)
         while True:
             self._line.listen()
             # Asked before the slots are looked at: what it completed is all there will be.
@@ -144,13 +147,16 @@ class _Process:
             return worked
         if saved is not None:
             self._commits.expect(saved[0], finished=saved[1])
+        return self._keep_on(self._commits) or worked
+
+    def _keep_on(self, commits: Commits) -> bool:
         try:
-            return self._keep(self._commits) or worked
+            return self._keep(commits)
         except Fenced:
             raise
         except (WalrecoverError, OSError) as error:  # tried again, but not at once
             self._line.tell(msg.Said(f"keeping snapshots: {error}"))
-            return worked
+            return False
 
     def _keep(self, commits: Commits) -> bool:
         before = commits.committed

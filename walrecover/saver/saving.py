@@ -21,9 +21,11 @@ from walrecover.errors import Corrupt, StorageFailed
 from walrecover.failpoints import failpoint
 from walrecover.files import sync_file
 from walrecover.journal import Reader
+from walrecover.references import References, base_of
 from walrecover.rundir import RunDir
 from walrecover.saver.messages import Abandoned, Report, Voted
 from walrecover.saver.trainer import Trainer
+from walrecover.sequence import Sequence
 from walrecover.shards import TensorData, Writing
 from walrecover.snapshot import Capture
 
@@ -53,6 +55,7 @@ class Saving:
         self._run, self._attempt, self._slots = run, attempt, slots
         self._trainer, self._breathe, self._note, self._tell = trainer, breathe, note, tell
         self._done = {slot.number: slot.let_go for slot in slots}
+        self._references: References | None = None
 
     def pending(self) -> list[tuple[Slot, Header]]:
         """Captures that are to go to disk, oldest first. Of those that were only kept in memory the
@@ -118,7 +121,9 @@ class Saving:
             lambda path, some: paced.put(path, some, self._breathe),
         )
         try:
-            part = snapshot.vote(self._run, capture, stream, writing)
+            references = self._known_references(job)
+            part = snapshot.vote(self._run, capture, stream, writing, references.offers())
+            references.cast(part)
         finally:
             stream.close()
         seconds = time.monotonic() - began
@@ -127,13 +132,24 @@ class Saving:
                 step=job.step,
                 end=job.end,
                 files=tuple(
-                    ev.WrittenFile(name, at.bytes, at.digest) for name, at in part.files.items()
+                    ev.WrittenFile(name, at.bytes, at.digest)
+                    for name, at in part.files.items()
+                    if name.startswith(f"{capture.name}/")
                 ),
                 seconds=seconds,
             )
         )
         self._tell(Voted(job.step, job.end, part.lsn, seconds))
         return job
+
+    def _known_references(self, job: Job) -> References:
+        """With what was committed since the last vote."""
+        entries = Sequence(self._run.sequence).read()
+        if self._references is None:
+            base = base_of(self._run, entries, job.nonce, job.rank, job.world)
+            self._references = References(self._run, job.attempt, job.nonce, base)
+        self._references.look(entries)
+        return self._references
 
     def _digests(self, slot: Slot, header: Header, rows: tuple[Row, ...]) -> list[bytes]:
         """Of each row: as they were taken, or now. Raises Lost where the bytes may not be what was

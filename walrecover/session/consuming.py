@@ -210,9 +210,19 @@ class Consuming:
             self._resumed.discard(reader.where)
         return found
 
+    def coming(
+        self, where: Where, of_loops: Iterable[Sequence[Reader]], count: int = 0
+    ) -> tuple[int, int]:
+        """The number and the pass of a reader whose loop begins, inside of loops with these
+        readers, or goes on behind its first `count` items: what they are once a step is made."""
+        if known := self._known.get(where):
+            return known.number, known.passes - (count > 0)
+        before = sum(reader.number is None for readers in of_loops for reader in readers)
+        return len(self._known) + before + where[1], 0
+
     def _readers(self, path: Path, sources: Sequence[Source]) -> list[Reader]:
         return [
-            Reader((path, n), source, reading.facts(source.value, source.iterator))
+            Reader(source.home or (path, n), source, _facts(source))
             for n, source in enumerate(sources)
         ]
 
@@ -292,6 +302,11 @@ class Consuming:
         self.step = ledger.step
         self._known = dict(ledger.readers)
         self._resumed = set(self._known)
+
+
+def _facts(source: Source) -> Facts:
+    found = reading.facts(source.value, source.iterator)
+    return found._replace(keyed=source.is_loader and source.this.seed is not None)
 
 
 def _positions(share: Share) -> Ranges:

@@ -11,10 +11,13 @@ import threading
 from collections.abc import Sequence
 from typing import Any, Protocol
 
+from walrecover import skips as skipping
+from walrecover.entries import Skip
 from walrecover.errors import BadInput, NotRestored
 from walrecover.session import sources
 from walrecover.session.consuming import Consuming, Reader
-from walrecover.session.position import Place, Position
+from walrecover.session.passes import Keys, Passes, Path
+from walrecover.session.position import Counts, Place, Position
 from walrecover.session.readahead import ReadAhead
 from walrecover.session.sources import Known, Source, shortest
 from walrecover.torch_adapter import rng
@@ -53,6 +56,7 @@ class Frame:
         self.resumed_inside = False
         self.guard = ReadAhead()
         self.readers: list[Reader] = []
+        self.passes: Counts = ()
 
     def place(self, *, inside: bool = False, broken: bool = False) -> Place:
         return Place(
@@ -66,6 +70,7 @@ class Frame:
             length=self.length,
             broken=broken,
             sources=[source.state(inside=inside) for source in self.sources],
+            passes=self.passes if inside else (),
         )
 
     def fetch(self) -> list[Any]:
@@ -101,6 +106,15 @@ class Loops:
         self.opaque: list[str] = []
         self.consuming = Consuming()
         self.dealt = False
+        self.passes = Passes()
+        self.keys = Keys(rng.first_seed())
+        self.skips: Sequence[Skip] = ()
+
+    def read_as(self, rank: int, keyed: bool, skips: Sequence[Skip]) -> None:
+        """Whose loops these are; whether the randomness in loaders' workers is keyed; what the
+        plan leaves out."""
+        self.keys = self.keys._replace(rank=rank, keyed=keyed)
+        self.skips = skips
 
     def begin_resume(self, position: Position, *, dealt: bool = False) -> None:
         """Loops that start from now on continue where `position` says. `dealt`: another number of
@@ -114,12 +128,14 @@ class Loops:
         self.replays |= {0: position.direct, BEHIND: position.behind}
         self.known.keep(position.generators)
         self.consuming.keep(position.ledger)
+        self.passes.know(position.passes)
+        if position.seed is not None:
+            self.keys = self.keys._replace(seed=position.seed)
 
     # -- what the run asks ------------------------------------------------------------------
 
     def position(self) -> Position:
         """Where training stands, at a boundary."""
-        ledger = self.consuming.ledger(frame.readers for frame in self.stack)
         if not self.stack and self.last_top is not None:
             return Position(
                 [self.last_top],
@@ -128,21 +144,32 @@ class Loops:
                 self.direct - self.behind,
                 self.behind,
                 self.known.tree(),
-                ledger,
+                self.consuming.ledger(()),
+                passes=self.passes.counts,
+                seed=self.keys.seed,
             )
         last = len(self.stack) - 1
         places = [frame.place(inside=n < last) for n, frame in enumerate(self.stack)]
-        done = list(self.done)
-        return Position(places, self.begun, done, self.direct, 0, self.known.tree(), ledger)
+        return self._at(places)
 
     def end_position(self) -> Position:
         """Where training stands when `finish` is called in the middle of a loop, or after it."""
         if self.stack:
-            place = self.stack[0].place(broken=True)
-            done = list(self.done)
-            ledger = self.consuming.ledger(frame.readers for frame in self.stack)
-            return Position([place], self.begun, done, self.direct, 0, self.known.tree(), ledger)
+            return self._at([self.stack[0].place(broken=True)])
         return self.position()
+
+    def _at(self, places: list[Place]) -> Position:
+        return Position(
+            places,
+            self.begun,
+            list(self.done),
+            self.direct,
+            0,
+            self.known.tree(),
+            self.consuming.ledger(frame.readers for frame in self.stack),
+            passes=self.passes.counts,
+            seed=self.keys.seed,
+        )
 
     def indices(self) -> tuple[int, ...]:
         return tuple(frame.consumed for frame in self.stack)
@@ -232,6 +259,7 @@ class Loops:
         how = self._how(ordinal, depth)
         path = (*(f.ordinal for f in self.stack), ordinal)
         self.known.meet(path, frame.sources)
+        self._count_passes(path, frame, self.pending if how == "resumed" else None)
         if how == "skipped":
             ended = self._done(depth)[ordinal]
             self._mark_done(ordinal, ended)
@@ -249,11 +277,31 @@ class Loops:
         self.stack.append(frame)
         self.children.append(0)
         if how == "resumed" and not frame.resumed_inside:
+            assert self.pending is not None
+            self.passes.keep(self.pending.passes)
             self.pending = None
             self.host.restore_again()
         elif how == "new" and depth == 0:
             self.replays[BEHIND] = 0
         return frame, how
+
+    def _count_passes(self, path: Path, frame: Frame, pending: Position | None) -> None:
+        """Say of each loader that is read which pass it is. `pending`: of a resumed loop."""
+        place = pending.places[len(path) - 1] if pending else None
+        busy = {s.this.loader for f in self.stack for s in f.sources if s.is_loader}
+        for n, source in enumerate(frame.sources):
+            if not source.is_loader:
+                continue
+            number, epoch = self.passes.begin((*path, n), source.value, busy)
+            if place is not None and n < len(place.sources):
+                number, epoch = place.sources[n].get("pass", (number, epoch))
+            busy.add(number)
+            *home, which = self.passes.counts[number].home
+            source.home = (tuple(home), which)
+            count = place.consumed if place else 0
+            coming = self.consuming.coming(source.home, (f.readers for f in self.stack), count)
+            skips = skipping.of_pass(self.skips, *coming) if self.skips else ()
+            source.this = self.keys.pass_of(number, epoch, skips)
 
     def _how(self, ordinal: int, depth: int) -> str:
         pending = self.pending
@@ -304,6 +352,8 @@ class Loops:
         frame.direct, frame.trains = place.direct, place.trains
         frame.stepped = True
         frame.resumed_inside = not innermost
+        if not innermost:
+            self.passes.keep(place.passes)
         if place.broken and not _longer(frame.length, place.length):
             frame.consumed = place.consumed
             return  # its sources stay empty
@@ -338,6 +388,7 @@ class Loops:
             rng.restore(frame.before)  # it is fetched again, and draws what it drew
         else:
             frame.before, frame.direct = captured or rng.capture(), 0
+        frame.passes = self.passes.counts
         items = frame.fetch()
         frame.consumed += 1
         if not resumed:

@@ -16,6 +16,32 @@ import msgspec
 from walrecover.consumed import Facts, chain
 
 
+class Count(NamedTuple):
+    """How many passes over a loader have begun. `look`: what loaders are told apart by. `place`:
+    the loop in which it was last read, and which of the loop's iterables it is; `home`: the first
+    such place."""
+
+    look: str
+    place: tuple[int, ...]
+    passes: int
+    home: tuple[int, ...]
+
+
+Counts = tuple[Count, ...]
+"""Of all loaders, by their number."""
+
+
+def counts_tree(counts: Counts) -> list[Any]:
+    """The wire form."""
+    return [[c.look, list(c.place), c.passes, list(c.home)] for c in counts]
+
+
+def counts_from(tree: Sequence[Any]) -> Counts:
+    return tuple(
+        Count(look, tuple(place), passes, tuple(home)) for look, place, passes, home in tree
+    )
+
+
 class Place(msgspec.Struct):
     """One loop of a position.
 
@@ -23,7 +49,7 @@ class Place(msgspec.Struct):
     `done`: for each finished loop inside its current item None, or, where steps were made in it,
     the random state as it ended. `direct`: how many steps were made in its current item, outside
     of those. `trains`: steps are made in it, not only in loops inside it. `broken`: left by break,
-    then finished at that length.
+    then finished at that length. `passes`: over loaders, as its current item was fetched.
     """
 
     ordinal: int
@@ -36,6 +62,7 @@ class Place(msgspec.Struct):
     length: int | None = None
     broken: bool = False
     sources: list[Any] = []
+    passes: Counts = ()
 
 
 Where = tuple[tuple[int, ...], int]
@@ -97,7 +124,8 @@ class Position(msgspec.Struct):
     `places` outermost first, the last one being the loop whose next item was asked for. `begun`:
     the random state at `attach`. `done` and `direct`: as in Place, at the top level. `behind`: how
     many steps were made since the only place, a loop that has ended. `generators`: loaders' own,
-    those that no place reads included. `ledger`: what was consumed of which data.
+    those that no place reads included. `ledger`: what was consumed of which data. `passes`: over
+    loaders. `seed`: of the run.
     """
 
     places: list[Place] = []
@@ -107,3 +135,5 @@ class Position(msgspec.Struct):
     behind: int = 0
     generators: list[Any] = []
     ledger: Ledger = Ledger()
+    passes: Counts = ()
+    seed: int | None = None

@@ -16,10 +16,17 @@ from walrecover.entries import SnapshotRef
 from walrecover.errors import Corrupt
 from walrecover.events import Code
 from walrecover.failpoints import failpoint
-from walrecover.manifest import Manifest
+from walrecover.manifest import Manifest, Part
 from walrecover.rundir import RunDir
 from walrecover.session import dealing, replicas
-from walrecover.session.position import Place, Position, ledger_from, ledger_tree
+from walrecover.session.position import (
+    Place,
+    Position,
+    counts_from,
+    counts_tree,
+    ledger_from,
+    ledger_tree,
+)
 from walrecover.session.replicas import Repair
 from walrecover.stepcounts import Take
 from walrecover.torch_adapter import memory
@@ -28,7 +35,8 @@ from walrecover.torch_adapter.objects import Stored
 
 
 class Restored(NamedTuple):
-    """What this rank gets back."""
+    """What this rank gets back. `part`: its vote in the snapshot,
+    None where another number of ranks took that."""
 
     step: int
     stored: Stored
@@ -39,6 +47,7 @@ class Restored(NamedTuple):
     notes: tuple[str, ...] = ()
     deal: Deal | None = None
     saved_by: int = 0
+    part: Part | None = None
 
 
 def read(
@@ -88,6 +97,7 @@ def read(
             msgspec.convert(state["code"], Code),
             repair,
             notes,
+            part=None if resized else manifest.parts[rank],
         )
     except (KeyError, TypeError, msgspec.ValidationError) as error:
         raise Corrupt(f"{_own(manifest, source)}: no {error} in it") from None
@@ -176,9 +186,9 @@ def _tensors(
 def position_tree(position: Position) -> Any:
     """The wire form of a position. Raises Unstorable for a loader whose state cannot be kept."""
     return plain.to_tree(
-        msgspec.structs.asdict(position)
+        _fields(position)
         | {
-            "places": [msgspec.structs.asdict(place) for place in position.places],
+            "places": [_fields(place) for place in position.places],
             "ledger": ledger_tree(position.ledger),
         },
         "position",
@@ -186,12 +196,20 @@ def position_tree(position: Position) -> Any:
     )
 
 
+def _fields(struct: Place | Position) -> dict[str, Any]:
+    return msgspec.structs.asdict(struct) | {"passes": counts_tree(struct.passes)}
+
+
 def position_from(tree: Any) -> Position:
     """The position of a wire form. Raises Corrupt."""
     value = plain.from_tree(tree, build_inline)
     try:
-        places = [Place(**place) for place in value["places"]]
+        places = [Place(**_with_counts(place)) for place in value["places"]]
         ledger = ledger_from(value.get("ledger", []))
-        return Position(**(value | {"places": places, "ledger": ledger}))
+        return Position(**(_with_counts(value) | {"places": places, "ledger": ledger}))
     except (KeyError, TypeError, ValueError) as error:
         raise Corrupt(f"position: {error}") from None
+
+
+def _with_counts(fields: dict[str, Any]) -> dict[str, Any]:
+    return fields | {"passes": counts_from(fields.get("passes", ()))}

@@ -78,6 +78,7 @@ class Run:
         self._boundary_at = self._step
         self._finished_at = self._step if finished else None
         self._loops = Loops(self)
+        self._loops.read_as(ranks.rank, settings.keyed, entry.plan.skips)
         if restored:
             self._loops.begin_resume(restored.position, dealt=restored.deal is not None)
             if not restored.position.places:
@@ -93,6 +94,7 @@ class Run:
             verified=frozenset({base.manifest} if base else ()),
             retention=settings.keep,
             say=self._say,
+            base=restored.part if restored else None,
         )
         self._signals = Signals(settings.grace, settings.notice)
         self._pacer = Pacer(settings.every, failures.told(meeting.folder), journal)

@@ -41,6 +41,7 @@ class Settings(NamedTuple):
     notice: int | None
     take: Take | None = None
     rewinds: bool = False
+    keyed: bool = True  # the randomness in loaders' workers
 
 
 def disabled() -> bool:
@@ -69,6 +70,9 @@ def read(
     changed = env.get("WALRECOVER_CHANGED") or "show"
     if changed not in ("show", "error"):
         raise BadInput(f"WALRECOVER_CHANGED is {changed!r}: it is 'show' or 'error'")
+    seeds = env.get("WALRECOVER_WORKER_SEEDS") or "keyed"
+    if seeds not in ("keyed", "own"):
+        raise BadInput(f"WALRECOVER_WORKER_SEEDS is {seeds!r}: it is 'keyed' or 'own'")
     journal = env.get("WALRECOVER_JOURNAL_DIR")
     return Settings(
         root=root,
@@ -84,6 +88,7 @@ def read(
         notice=stops.notice(env.get(stops.PREEMPT_SIGNAL) or stops.NOTICES[0]),
         take=stepcounts.parse(take) if (take := env.get("WALRECOVER_TAKE_RANK")) else None,
         rewinds=env.get("WALRECOVER_ON_NUMERIC") == "rewind",
+        keyed=seeds == "keyed",
     )
 
 

@@ -26,8 +26,8 @@ class Source:
 
     `begun`: its generators' states when the loop began. `first`: the random state before its first
     item, where other iterables of the loop are read before it. `before`: its own state
-    (`state_dict`) before the current item. `this`: which pass over a loader it is, set before it
-    begins.
+    (`state_dict`) before the current item. `this`: which pass over a loader it is, `home`:
+    the loop in which that was first read; set before it begins.
     """
 
     def __init__(self, value: Any) -> None:
@@ -41,6 +41,7 @@ class Source:
         self.first: dict[str, Any] | None = None
         self.before: Any = None
         self.this = loaders.UNKEYED
+        self.home: tuple[Path, int] | None = None
         self.has_state = _has_state(value)
 
     def begin(self) -> None:
@@ -73,9 +74,6 @@ class Source:
         they had to be read again."""
         self.begun = [bytes(state) for state in kept.get("generators", [])]
         self.first = kept.get("first")
-        if self.is_loader and "pass" in kept:
-            loader, epoch = kept["pass"]
-            self.this = self.this._replace(loader=loader, epoch=epoch)
         _set(self.generators, self.begun)
         value = self.value
         if "state" in kept:

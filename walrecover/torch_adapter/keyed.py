@@ -33,7 +33,7 @@ Key = tuple[int, int]
 class Pass(NamedTuple):
     """One pass over a loader. `seed`: of the run; None leaves the workers' randomness alone.
     `loader`: its number in the run. `epoch`: passes before. `rank`: whose part it is, where ranks
-    have orders of their own. `skips`: positions of a global order that are left out."""
+    have orders of their own. `skips`: positions that are left out, by whole batches."""
 
     seed: int | None = None
     loader: int = 0
@@ -101,15 +101,22 @@ class Tags:
             yield Tagged(number, this.key(-1, start), samples)
 
     def _numbered(self, indices: Iterator[Any], told: dict[int, Handed]) -> Iterator[Tagged]:
-        this, position = self._pass, 0
-        for number, index in enumerate(indices):
+        this, number, stop = self._pass, 0, 0
+        left_out: list[Range] = []
+        for index in indices:
             if self._batched and not isinstance(index, Sized):
                 index = list(index)
             ids = index if self._batched else (index,)
+            start, stop = stop, stop + len(ids)
+            if any(begin < stop and start < end for begin, end in this.skips):
+                left_out.append((start, stop))
+                continue
             if number >= self._skip:
-                told[number] = Handed(ids)
-                yield Tagged(number, this.key(this.rank, position), index)
-            position += len(ids)
+                ranges = ((start, stop),) if this.skips else None
+                told[number] = Handed(ids, ranges, (), tuple(left_out))
+                yield Tagged(number, this.key(this.rank, start), index)
+            number += 1
+            left_out.clear()
 
 
 class Fetch:

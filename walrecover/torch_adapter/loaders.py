@@ -51,6 +51,21 @@ def described(loader: Any) -> str:
     return f"{type(loader).__name__} with {type(sampler).__name__}"
 
 
+def look(loader: Any) -> str:
+    """What a loader looks like, from one process to the next."""
+    order = loader.sampler if loader.batch_size is not None else loader.batch_sampler
+    try:
+        length = len(loader.dataset)
+    except TypeError:
+        length = -1
+    return f"{type(loader.dataset).__name__}/{length}/{type(order).__name__}/{loader.batch_size}"
+
+
+def identity(loader: Any) -> Any:
+    """What makes two loaders the same one, in a process."""
+    return loader.dataset
+
+
 def generators(loader: Any) -> list[torch.Generator]:
     """The generators of its own that a loader draws from."""
     found: list[torch.Generator] = []

@@ -121,6 +121,12 @@ def _bytes(state: Any) -> bytes:
     return (packed if isinstance(packed, bytes) else packed.encode()) + repr(rest).encode()
 
 
+def first_seed() -> int:
+    """What torch's generator was seeded with: what a script that seeds has in common with its
+    other starts. Below 2**63."""
+    return int(torch.initial_seed()) & (1 << 63) - 1
+
+
 def seed(key: tuple[int, int]) -> None:
     """Seed Python's, NumPy's and torch's CPU generator with a key: two numbers of 64 bits."""
     first, second = key
