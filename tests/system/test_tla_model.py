@@ -31,6 +31,15 @@ BROKEN = {
     "NoRule12": "NoMixedManifest",
     "NoRule15": "NoLateAck",
 }
+ARENA = "Arena"
+"""The arena's model: what breaks without a rule, and the switches of that rule."""
+ARENA_BROKEN = {
+    "ArenaNoRule8": ("VotesAreWhole", {"LetGo", "Reread"}),
+    "ArenaNoNewest": ("LastIsThere", {"Newest"}),
+    "ArenaNoTrust": ("VotesAreWhole", {"Trust"}),
+    "ArenaNoAgain": ("VotesAreWhole", {"Again"}),
+    "ArenaNoRule6": ("JournalBehindVote", {"Rule6"}),
+}
 DISTINCT_STATES = 150_000  # a model that lost its actions would have few
 SAFETY_VIOLATION = 12  # TLC's exit code
 
@@ -87,7 +96,8 @@ def check(java: str, jar: Path, config: str, scratch: Path, workers: int) -> Ver
     command = [
         java, "-XX:+UseParallelGC", "-Xmx2g", f"-Djava.io.tmpdir={scratch}",
         "-cp", str(jar), "tlc2.TLC", "-deadlock", "-workers", str(workers),
-        "-metadir", str(scratch / "states"), "-config", f"{config}.cfg", "Recovery.tla",
+        "-metadir", str(scratch / "states"), "-config", f"{config}.cfg",
+        f"{ARENA if config.startswith(ARENA) else HOLDS}.tla",
     ]  # fmt: skip
     done = subprocess.run(
         command, cwd=MODEL, capture_output=True, text=True, timeout=580, check=False
@@ -104,26 +114,30 @@ def invariants(config: str) -> list[str]:
     return (MODEL / f"{config}.cfg").read_text().partition("INVARIANTS")[2].split()
 
 
+@pytest.mark.parametrize("config", [HOLDS, ARENA])
 def test_the_protocol_holds(
-    java: str, jar: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    config: str, java: str, jar: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    verdict = check(java, jar, HOLDS, tmp_path, workers=2)
+    verdict = check(java, jar, config, tmp_path, workers=2)
     assert verdict.code == 0, verdict.output
     assert "No error has been found" in verdict.output
     with capsys.disabled():
-        print(f"\n{HOLDS}: {verdict.distinct:,} distinct states in {verdict.seconds}")
+        print(f"\n{config}: {verdict.distinct:,} distinct states in {verdict.seconds}")
     assert verdict.distinct >= DISTINCT_STATES
 
 
-@pytest.mark.parametrize("config", BROKEN)
+EVERY_BROKEN = BROKEN | {name: broken for name, (broken, _) in ARENA_BROKEN.items()}
+
+
+@pytest.mark.parametrize("config", EVERY_BROKEN)
 def test_a_rule_left_out_breaks_its_promise(
     config: str, java: str, jar: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     verdict = check(java, jar, config, tmp_path, workers=1)
-    assert verdict.violated == [BROKEN[config]], verdict.output
+    assert verdict.violated == [EVERY_BROKEN[config]], verdict.output
     assert verdict.code == SAFETY_VIOLATION
     with capsys.disabled():
-        print(f"\n{config}: {BROKEN[config]} violated in state {verdict.depth}")
+        print(f"\n{config}: {EVERY_BROKEN[config]} violated in state {verdict.depth}")
 
 
 @pytest.mark.parametrize("config", BROKEN)
@@ -136,5 +150,15 @@ def test_a_broken_configuration_differs_by_one_switch(config: str) -> None:
     assert BROKEN[config] in invariants(HOLDS)
 
 
+@pytest.mark.parametrize("config", ARENA_BROKEN)
+def test_a_broken_arena_differs_by_one_rule(config: str) -> None:
+    whole, broken = switches(ARENA), switches(config)
+    invariant, rule = ARENA_BROKEN[config]
+    assert whole | dict.fromkeys(rule, "FALSE") == broken
+    assert invariants(config) == [invariant]
+    assert invariant in invariants(ARENA)
+
+
 def test_every_configuration_is_checked() -> None:
-    assert {path.stem for path in MODEL.glob("*.cfg")} == {HOLDS, *BROKEN}
+    known = {HOLDS, ARENA, *EVERY_BROKEN}
+    assert {path.stem for path in MODEL.glob("*.cfg")} == known
