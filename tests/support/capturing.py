@@ -5,8 +5,11 @@ Children of `forks`, or this very process. What a child acknowledges stands in i
 
 from __future__ import annotations
 
+import ctypes
 import os
+import select
 import signal
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -148,8 +151,13 @@ def rank(
             wanted=wanted, tell=then != "untold", ahead=1 if then == "events lost" else 0
         )
         assert header is not None
-    if then == "digested":  # the saver was stopped there
+    if then in ("digested", "scribbled"):  # the saver was stopped there
         wait_until(lambda: training.arena.slots[0].digests(header) is not None)
+    if then == "scribbled":
+        ctypes.memset(training.arena.slots[0].data_address(header) + 3, 0xAA, 5)
+    if then == "hung up":  # as a dying process does it, and time for the saver to go by that
+        training.saver._sock.shutdown(socket.SHUT_RDWR)
+        select.select([training.saver._pidfd], [], [], 0.2)
     book.say("captured", training.step)
     if then == "exits":
         return 0

@@ -17,7 +17,7 @@ import pytest
 pytestmark = [pytest.mark.system, pytest.mark.slow]
 
 MODEL = Path(__file__).parents[2] / "specs" / "tla"
-HOLDS = {"Recovery": 150_000, "References": 100_000}
+HOLDS = {"Recovery": 150_000, "References": 100_000, "Arena": 150_000}
 """With the fewest distinct states: a model that lost its actions would have few."""
 BROKEN = {
     "NoRule1": "NoLostCommit",
@@ -33,6 +33,15 @@ BROKEN = {
     "NoRule15": "NoLateAck",
     "NoRefCheck": "NoLostCommit",
     "NoRefKeep": "NoLostCommit",
+}
+ARENA = "Arena"
+"""The arena's model: what breaks without a rule, and the switches of that rule."""
+ARENA_BROKEN = {
+    "ArenaNoRule8": ("VotesAreWhole", {"LetGo", "Reread"}),
+    "ArenaNoNewest": ("LastIsThere", {"Newest"}),
+    "ArenaNoTrust": ("VotesAreWhole", {"Trust"}),
+    "ArenaNoAgain": ("VotesAreWhole", {"Again"}),
+    "ArenaNoRule6": ("JournalBehindVote", {"Rule6"}),
 }
 SAFETY_VIOLATION = 12  # TLC's exit code
 
@@ -89,7 +98,8 @@ def check(java: str, jar: Path, config: str, scratch: Path, workers: int) -> Ver
     command = [
         java, "-XX:+UseParallelGC", "-Xmx2g", f"-Djava.io.tmpdir={scratch}",
         "-cp", str(jar), "tlc2.TLC", "-deadlock", "-workers", str(workers),
-        "-metadir", str(scratch / "states"), "-config", f"{config}.cfg", "Recovery.tla",
+        "-metadir", str(scratch / "states"), "-config", f"{config}.cfg",
+        f"{ARENA if config.startswith(ARENA) else 'Recovery'}.tla",
     ]  # fmt: skip
     done = subprocess.run(
         command, cwd=MODEL, capture_output=True, text=True, timeout=580, check=False
@@ -123,15 +133,18 @@ def test_the_protocol_holds(
     assert verdict.distinct >= HOLDS[config]
 
 
-@pytest.mark.parametrize("config", BROKEN)
+EVERY_BROKEN = BROKEN | {name: broken for name, (broken, _) in ARENA_BROKEN.items()}
+
+
+@pytest.mark.parametrize("config", EVERY_BROKEN)
 def test_a_rule_left_out_breaks_its_promise(
     config: str, java: str, jar: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     verdict = check(java, jar, config, tmp_path, workers=1)
-    assert verdict.violated == [BROKEN[config]], verdict.output
+    assert verdict.violated == [EVERY_BROKEN[config]], verdict.output
     assert verdict.code == SAFETY_VIOLATION
     with capsys.disabled():
-        print(f"\n{config}: {BROKEN[config]} violated in state {verdict.depth}")
+        print(f"\n{config}: {EVERY_BROKEN[config]} violated in state {verdict.depth}")
 
 
 @pytest.mark.parametrize("config", BROKEN)
@@ -144,5 +157,15 @@ def test_a_broken_configuration_differs_by_one_switch(config: str) -> None:
     assert BROKEN[config] in invariants(whole_of(config))
 
 
+@pytest.mark.parametrize("config", ARENA_BROKEN)
+def test_a_broken_arena_differs_by_one_rule(config: str) -> None:
+    whole, broken = switches(ARENA), switches(config)
+    invariant, rule = ARENA_BROKEN[config]
+    assert whole | dict.fromkeys(rule, "FALSE") == broken
+    assert invariants(config) == [invariant]
+    assert invariant in invariants(ARENA)
+
+
 def test_every_configuration_is_checked() -> None:
-    assert {path.stem for path in MODEL.glob("*.cfg")} == {*HOLDS, *BROKEN}
+    known = {*HOLDS, *EVERY_BROKEN}
+    assert {path.stem for path in MODEL.glob("*.cfg")} == known

@@ -122,7 +122,8 @@ class Saver:
             self._parent = None
 
     def close(self) -> None:
-        """Let go of it: it finishes what there is, and ends when this process does."""
+        """Let go of it: it finishes what there is, and ends."""
+        self.tell(msg.End())
         if self._parent is not None:
             self._parent.wait()
             self._parent = None

@@ -38,7 +38,7 @@ class _Line:
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
         sock.setblocking(False)
-        self.ended = self.hurried = False
+        self.ended = self.hurried = self._closed = False
 
     def tell(self, report: msg.Report) -> None:
         with contextlib.suppress(OSError):  # gone, or it does not read: nothing depends on it
@@ -61,8 +61,10 @@ class _Line:
                 return
             except OSError:
                 data = b""
-            if not data:  # closed, or its process is gone: nobody brings more
-                self.ended = True
+            if not data:
+                # Its process is ending, which closes sockets a moment before the pidfd tells of it:
+                # until then, what was only kept in memory is not looked at.
+                self._closed = True
                 return
             order = msg.decode_order(data)
             if isinstance(order, msg.Hurry):
@@ -74,7 +76,7 @@ class _Line:
         """Until an order comes, the training process ends, or so many seconds have passed."""
         poll = select.poll()
         poll.register(pidfd, select.POLLIN)
-        if not self.ended:
+        if not self._closed:
             poll.register(self._sock, select.POLLIN)
         poll.poll(None if seconds is None else seconds * 1000)
 

@@ -31,6 +31,7 @@ from walrecover.snapshot import Capture
 
 POLL_SECONDS = 0.005
 HASHED_AT_ONCE = 2 << 20
+SCRIBBLED = "its bytes are not those that were digested when it was captured"
 
 Breathe = Callable[[int], None]
 
@@ -113,9 +114,8 @@ class Saving:
             for row, digest in zip(rows, digests, strict=True)
         }
         capture = _capture(job, rows, tensors)
-        stream = Stream(
-            self._run, self._attempt, job, partial(self._require_still, slot, header), self._trainer
-        )
+        whole = partial(self._require_whole, slot, header, rows, digests)
+        stream = Stream(self._run, self._attempt, job, whole, self._trainer)
         writing = Writing(
             lambda some: _named(some, by_place),
             lambda path, some: paced.put(path, some, self._breathe),
@@ -160,13 +160,7 @@ class Saving:
                 f"the process that captured it {self._trainer.ending} before it was digested: what "
                 f"lies in its memory is not to be trusted"
             )
-        base = slot.data_address(header)
-        seen: dict[tuple[int, int], bytes] = {}
-        for row in rows:
-            place = (base + row.offset, row.nbytes)
-            if place not in seen:
-                seen[place] = self._hash(*place)
-        found = [seen[base + row.offset, row.nbytes] for row in rows]
+        found = self._hashes(slot, header, rows)
         self._require_still(slot, header)
         if known is None:
             # It may have died while they were taken.
@@ -174,8 +168,17 @@ class Saving:
                 raise Lost(f"the process that captured it {self._trainer.ending} meanwhile")
             slot.set_digests(header, found)
         elif known != found:
-            raise Lost("its bytes are not those that were digested when it was captured")
+            raise Lost(SCRIBBLED)
         return found
+
+    def _hashes(self, slot: Slot, header: Header, rows: tuple[Row, ...]) -> list[bytes]:
+        base = slot.data_address(header)
+        seen: dict[tuple[int, int], bytes] = {}
+        for row in rows:
+            place = (base + row.offset, row.nbytes)
+            if place not in seen:
+                seen[place] = self._hash(*place)
+        return [seen[base + row.offset, row.nbytes] for row in rows]
 
     def _hash(self, address: int, nbytes: int) -> bytes:
         hasher = blake3()
@@ -185,9 +188,18 @@ class Saving:
             self._breathe(size)
         return bytes(hasher.digest())
 
+    def _require_whole(
+        self, slot: Slot, header: Header, rows: tuple[Row, ...], digests: list[bytes]
+    ) -> None:
+        """Asked when all was read, before the vote. What a crashing process has scribbled on
+        between digest and write is on the disk now: then its memory differs, too."""
+        self._require_still(slot, header)
+        if not self._trainer.is_trusted and self._hashes(slot, header, rows) != digests:
+            raise Lost(SCRIBBLED)
+
     @staticmethod
     def _require_still(slot: Slot, header: Header) -> None:
-        """Rule 8: asked when all was read, before the vote."""
+        """Rule 8."""
         if not slot.is_still(header):
             raise Lost("its slot was filled again before it was saved")
 
@@ -200,17 +212,17 @@ class Stream:
         run: RunDir,
         attempt: Attempt,
         job: Job,
-        require_still: Callable[[], None],
+        require_whole: Callable[[], None],
         trainer: Trainer,
     ) -> None:
         self._path = run.stream(attempt.number, attempt.nonce, job.writer)
-        self._job, self._require_still, self._trainer = job, require_still, trainer
+        self._job, self._require_whole, self._trainer = job, require_whole, trainer
         self._reader: Reader | None = None
 
     def sync(self) -> tuple[int, bytes]:
         """Wait until the events through the captured step are committed, and make them durable.
         Raises StorageFailed where they were lost with their process, Lost."""
-        self._require_still()
+        self._require_whole()
         self._reader = reader = Reader(self._path)
         while True:
             lives = self._trainer.lives  # asked first: then what it committed is all there is
