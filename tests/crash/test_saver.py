@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.campaigns.arena import campaign
 from tests.streams import read
 from tests.support.capturing import Training
 from tests.support.forks import Forks
@@ -442,3 +443,9 @@ def _holding(pids: list[int]) -> list[int]:
         except OSError:
             continue
     return found
+
+
+def test_trainings_that_end_at_any_moment_leave_what_they_must(tmp_path: Path) -> None:
+    """The campaign of tests/campaigns/arena.py, in small."""
+    counts = campaign(12, 3, tmp_path)
+    assert counts["rounds"] == 12 and counts["commits"] >= 6

@@ -39,7 +39,7 @@ from typing import Any
 from blake3 import blake3
 
 from tests.support import protocol
-from walrecover import checkpoints, files, manifest, recovery, snapshot
+from walrecover import checkpoints, files, manifest, paced, recovery, shards, snapshot
 from walrecover import events as ev
 from walrecover.entries import AttemptEntry, SnapshotRef
 from walrecover.errors import Fenced
@@ -55,6 +55,8 @@ WORLD = 2
 KEPT = 2
 EVENTS_WORTH_KEEPING = 6
 SIZES = {"weights": 9000, "own": 5000, "author": 600, "frozen": 20000, "own frozen": 15000}
+PACED = shards.Writing(shards.digests, lambda path, some: paced.put(path, some, lambda _: None))
+"""As the saver writes; attempt 2 does, the others as a session without one."""
 _fork = multiprocessing.get_context("fork")
 
 
@@ -118,7 +120,8 @@ class Rank:
     def vote(self, step: int, end: bool = False, root: Path | None = None) -> bytes:
         where = self.run._replace(root=root) if root else self.run
         taken = capture(self.entry, self.rank, step, end, self.committed_lsn)
-        part = snapshot.vote(where, taken, self.journal, offers=self.past.offers())
+        writing = PACED if self.entry.number == 2 else shards.AT_ONCE
+        part = snapshot.vote(where, taken, self.journal, writing, self.past.offers())
         self.durable(Cursor(part.lsn, bytes.fromhex(part.chain)))
         self.voted_lsn = part.lsn
         data = manifest.encode_part(part)

@@ -175,6 +175,7 @@ def test_the_pace_follows_the_failures_as_soon_as_there_are_some(killed: Killed)
 def test_people_read_it_in_status_and_show(killed: Killed) -> None:
     share = f"{killed.show['goodput']['share']:.1%}"
     assert share in killed.table
+    assert f"{killed.show['pace']['every']} steps, best " in killed.table
     assert f"goodput {share} of" in killed.text
     for word in ("productive", "re-executed", "capture stall", "detection", "restart", "restore"):
         assert f"\n  {word} " in killed.text

@@ -175,3 +175,29 @@ def _die_in_copy(nth: int, number: int) -> None:
         real(to, source, nbytes)
 
     filling.copy = copy
+
+
+def endless(root: str, notes: str, slots: int) -> int:
+    """Train and capture until somebody ends it; say what was captured and what was committed. Every
+    third capture is only kept in memory, where there are three slots."""
+    book = Notebook(notes)
+    run = run_of(root)
+    entry = newest_attempt(entries_of(run))
+    assert entry is not None
+    training = Training(run, entry, slots=slots)
+    book.say("saver", training.saver.pid)
+    while True:
+        training.train()
+        header = training.capture(wanted=slots < 3 or training.step % 3 != 0)
+        if header is None:
+            training.reports += training.saver.wait(PATIENCE, lambda report: True)
+        else:
+            book.say("captured", training.step)
+        for report in [*training.reports, *training.saver.reports()]:
+            if isinstance(report, msg.Committed):
+                book.say("committed", report.step)
+        training.reports = []
+        if not training.saver.lives:
+            training.dismiss()
+            training.saver = training.hire()
+            book.say("saver", training.saver.pid)

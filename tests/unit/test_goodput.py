@@ -227,11 +227,11 @@ def test_a_stop_is_idle_until_somebody_runs_it_again() -> None:
     assert found.rate.failures == 0
 
 
-def test_where_the_supervisor_died_with_it_nothing_is_known_behind_the_last_event() -> None:
+def test_where_the_supervisor_died_with_it_nothing_is_known_behind_the_ranks_last_event() -> None:
     story = Story().attempt(
-        supervisor=[(0, BEGUN)], rank_0=[*trains(0, 0, 1, 5), (6, ev.SnapshotVerified(
-            step=1, manifest="m"))],
-    )  # fmt: skip
+        supervisor=[(0, BEGUN), (20, ev.PhasesMeasured(phases={}))],
+        rank_0=[*trains(0, 0, 1, 5), (6, ev.SnapshotVerified(step=1, manifest="m"))],
+    )
     story.attempt("another", supervisor=[(50, BEGUN), (50, planned(1))], rank_0=trains(53, 54, 1))
     found = story.split()
     assert told(found) == {

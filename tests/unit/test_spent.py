@@ -59,6 +59,7 @@ def test_no_more_is_stood_still_than_has_passed() -> None:
 def test_a_clock_that_goes_back_adds_nothing_until_it_has_caught_up() -> None:
     spent = trained(10.0)
     spent.complete(2, 50.0)
+    assert (spent.trained, spent.last) == (10.0, 110.0)
     spent.complete(3, 112.0)
     assert (spent.trained, spent.last) == (12.0, 112.0)
 

@@ -81,8 +81,11 @@ def share(row: dict[str, Any]) -> str:
 
 
 def pace(row: dict[str, Any]) -> str:
-    """A cell of a table."""
-    return _steps(row["pace"]["every"]) if row["pace"] else ""
+    """A cell of a table: the pace that was set, and the best one."""
+    said = [_steps(row["pace"]["every"])] if row["pace"] else []
+    if row["goodput"] and row["goodput"]["best_pace"] is not None:
+        said.append(f"best {seconds(row['goodput']['best_pace'])}")
+    return ", ".join(said)
 
 
 def draw(row: dict[str, Any]) -> None:
