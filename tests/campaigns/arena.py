@@ -27,7 +27,6 @@ from tests.support.forks import Forks
 from tests.support.protocol import candidates, check_state, holder
 from tests.support.waiting import wait_until
 from walrecover import events as ev
-from walrecover.processes import started_at
 from walrecover.recovery import begin_attempt
 from walrecover.rundir import RunDir
 
@@ -56,8 +55,7 @@ def one_round(forks: Forks, folder: Path, dice: random.Random) -> dict[str, int]
     time.sleep(dice.uniform(0, MOST_SECONDS))
     _end(pid, how, _said(notes, "saver"), dice)
     forks.wait(pid)
-    for saver in _said(notes, "saver"):
-        wait_until(lambda saver=saver: started_at(saver) is None)  # type: ignore[misc]
+    wait_until(lambda: not _processes_of(run))
     _check(run, entry.number, entry.nonce, notes, how)
     return {how: 1, "commits": len(_said(notes, "committed"))}
 
@@ -99,15 +97,17 @@ def _check(run: RunDir, number: int, nonce: str, notes: Path, how: str) -> None:
     left = [str(path) for path in run.snapshots.rglob(".*") if how.startswith("SIG")]
     if left:
         raise Failed(f"left behind: {left}")
-    mapped = [pid for pid in _said(notes, "saver") if _maps_an_arena(pid)]
-    if mapped:
-        raise Failed(f"still there: {mapped}")
 
 
-def _maps_an_arena(pid: int) -> bool:
-    with contextlib.suppress(OSError):
-        return "walrecover-arena" in Path(f"/proc/{pid}/maps").read_text()
-    return False
+def _processes_of(run: RunDir) -> list[int]:
+    """Savers of this run that have not ended, and with them the arenas that they map. Not all have
+    said their names: a training may die before it passes one on."""
+    found = []
+    for entry in os.scandir("/proc"):
+        with contextlib.suppress(OSError):
+            if entry.name.isdigit() and str(run.root) in Path(entry.path, "cmdline").read_text():
+                found.append(int(entry.name))
+    return found
 
 
 def campaign(rounds: int, seed: int, folder: Path) -> dict[str, int]:

@@ -24,6 +24,7 @@ from walrecover.processes import started_at
 from walrecover.recovery import begin_attempt
 from walrecover.rundir import RunDir
 from walrecover.saver import messages as msg
+from walrecover.saver.pace import Standing
 
 CHILD = "tests.support.capturing:rank"
 
@@ -407,8 +408,30 @@ def test_it_ends_when_it_is_told_to(training: Training) -> None:
     wait_until(lambda: not training.saver.lives)
 
 
-def test_it_yields_to_everybody(training: Training) -> None:
-    assert os.sched_getscheduler(training.saver.pid or 0) == os.SCHED_IDLE
+def test_it_yields_to_everybody_until_somebody_waits_for_it(training: Training) -> None:
+    pid = training.saver.pid or 0
+    wait_until(lambda: os.sched_getscheduler(pid) == os.SCHED_IDLE)
+    training.train()
+    # Its stream is behind, so that it waits, and has work to hurry with.
+    training.capture(ahead=1)
+    wait_until(lambda: _has_shard(training.run))
+    training.saver.tell(msg.Hurry())
+    training.train()
+    training.await_report(msg.Committed, 1)
+    training.await_report(msg.Idle)
+    wait_until(lambda: os.sched_getscheduler(pid) == os.SCHED_IDLE)
+
+
+def test_who_is_waited_for_stands_among_the_others_where_that_is_allowed() -> None:
+    pid = os.fork()
+    if not pid:
+        standing = Standing()
+        standing.place(behind=True)
+        behind = os.sched_getscheduler(0) == os.SCHED_IDLE
+        standing.place(behind=False)
+        among = os.sched_getscheduler(0) == os.SCHED_OTHER
+        os._exit(0 if behind and (among or os.getuid()) else 1)
+    assert os.waitpid(pid, 0)[1] == 0
 
 
 def test_nothing_is_left_of_many_beginnings_and_deaths(

@@ -88,6 +88,8 @@ class Saver:
         while True:
             try:
                 data, fds, _, _ = socket.recv_fds(self._sock, msg.LARGEST_BYTES, 1)
+            except ConnectionResetError:
+                continue  # it ended with orders unread, which says so ahead of its last reports
             except OSError:  # nothing there, or it is gone
                 return found
             if not data:

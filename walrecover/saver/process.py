@@ -24,7 +24,7 @@ from walrecover.events import AttemptBegun
 from walrecover.journal.notes import Notes
 from walrecover.rundir import RunDir
 from walrecover.saver import messages as msg
-from walrecover.saver.pace import Breath
+from walrecover.saver.pace import Breath, Standing
 from walrecover.saver.saving import Saving
 from walrecover.saver.trainer import Trainer
 
@@ -60,6 +60,8 @@ class _Line:
                 data = self._sock.recv(msg.LARGEST_BYTES)
             except BlockingIOError:
                 return
+            except ConnectionResetError:
+                continue  # closed with reports unread, which says so ahead of the last orders
             except OSError:
                 data = b""
             if not data:
@@ -94,6 +96,7 @@ class _Process:
             lambda why: line.tell(msg.Said(f"what the saver does cannot be journaled: {why}")),
         )
         self._breath = Breath(trainer.is_busy, line.listen)
+        self._standing = Standing()
         self._saving = Saving(
             run, self._attempt, arena.slots, trainer, self._breathe, self.notes.note, line.tell
         )
@@ -114,6 +117,10 @@ class _Process:
     def _breathe(self, nbytes: int) -> None:
         self._breath.hurried = self._line.hurried
         self._breath(nbytes)
+        self._stand()
+
+    def _stand(self) -> None:
+        self._standing.place(behind=self._trainer.lives and not self._line.hurried)
 
     def _told(self, key: Key, what: CommitEntry | str) -> None:
         if isinstance(what, str):
@@ -123,11 +130,13 @@ class _Process:
 
     def serve(self) -> None:
         """Work until nothing is left and nobody will bring more. Raises Fenced."""
+        self._stand()
         if self._commits is not None:
             # What an earlier saver was about to commit, before a newer capture overtakes it.
             self._keep_on(self._commits)
         while True:
             self._line.listen()
+            self._stand()
             # Asked before the slots are looked at: what it completed is all there will be.
             last = not self._trainer.lives or self._line.ended
             worked = self._work()
@@ -138,6 +147,7 @@ class _Process:
                 return
             if not waits:
                 self._line.hurried = False
+                self._stand()
                 self._line.tell(msg.Idle())
             seconds = VOTES_POLL_SECONDS if waits or last else None
             self._line.wait(self._trainer.pidfd, seconds)
@@ -190,10 +200,8 @@ def _free_name(run: RunDir, given: msg.Assignment) -> str:
     raise AssertionError
 
 
-def _step_back() -> None:
-    """From here on everything here comes after the training."""
-    with contextlib.suppress(OSError):
-        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+def _yield_the_disk() -> None:
+    """From here on what is read and written here comes after the training's."""
     import psutil
 
     with contextlib.suppress(psutil.Error, OSError):
@@ -204,7 +212,7 @@ def main(sock: int, memory: int, pidfd: int, assignment: str) -> int:
     """Descriptors of a socket to the training process, of the arena's memory, and a pidfd of the
     training process."""
     given = msgspec.json.decode(assignment, type=msg.Assignment)
-    _step_back()
+    _yield_the_disk()
     line = _Line(socket.socket(fileno=sock))
     last = msg.Ended("")
     process = None
