@@ -27,6 +27,14 @@ class _Plan(NamedTuple):
     layout: Layout
 
 
+class Begun(NamedTuple):
+    """A slot that is being filled: `moves` says which bytes go where."""
+
+    slot: Slot
+    header: Header
+    moves: list[tuple[int, TensorData]]
+
+
 class Filling:
     """One rank's captures into an arena. `rank`: of them only the first writes what all share."""
 
@@ -34,6 +42,7 @@ class Filling:
         self._arena, self._rank = arena, rank
         self._plan: _Plan | None = None
         self._generation = 0
+        self._begun: set[int] = set()
 
     def layout_of(self, tensors: Mapping[str, TensorData], shared: frozenset[str]) -> Layout:
         """Where these tensors go; the one from before where nothing but bytes has changed."""
@@ -63,7 +72,8 @@ class Filling:
 
     def free_slot(self, *, saver_lives: bool) -> Slot | None:
         """The slot for the next capture; None while all are held."""
-        seen = [slot.seen() for slot in self._arena.slots]
+        slots = (slot for slot in self._arena.slots if slot.number not in self._begun)
+        seen = [slot.seen() for slot in slots]
         number = choose(seen, saver_lives=saver_lives)
         return None if number is None else self._arena.slots[number]
 
@@ -77,8 +87,29 @@ class Filling:
         *,
         wanted: bool,
     ) -> Header:
-        """Copy a state. `fields`: those of `slots.Job`, without tree and table. Raises TooLarge,
-        and then the slot still holds what it held."""
+        """Copy a state that lies in host memory. Arguments and errors as of `begin`."""
+        begun = self.begin(slot, tensors, shared, fields, tree, wanted=wanted)
+        try:
+            for to, tensor in begun.moves:
+                copy(to, tensor.address, tensor.nbytes)
+        except BaseException:  # a KeyboardInterrupt between two pieces
+            self.give_up(begun)
+            raise
+        self.complete(begun)
+        return begun.header
+
+    def begin(
+        self,
+        slot: Slot,
+        tensors: Mapping[str, TensorData],
+        shared: frozenset[str],
+        fields: dict[str, Any],
+        tree: Any,
+        *,
+        wanted: bool,
+    ) -> Begun:
+        """Everything but the tensors' bytes. `fields`: those of `slots.Job`, without tree and
+        table. Raises TooLarge, and then the slot still holds what it held."""
         placed = self.layout_of(tensors, shared)
         job = encode_job(fields, tree, placed)
         header = Header(
@@ -93,16 +124,24 @@ class Filling:
             layout=placed.digest,
         )
         base = slot.begin(header)
+        self._begun.add(slot.number)
         self._generation += 1
         slot.put_job(job)
-        done = set()
-        for row, tensor in zip(placed.rows, tensors.values(), strict=True):
-            if row.offset not in done:
-                if row.nbytes:
-                    done.add(row.offset)
-                copy(base + row.offset, tensor.address, row.nbytes)
-        slot.complete(header)
-        return header
+        moves = {
+            row.offset: (base + row.offset, tensor)
+            for row, tensor in zip(placed.rows, tensors.values(), strict=True)
+            if row.nbytes
+        }
+        return Begun(slot, header, list(moves.values()))
+
+    def complete(self, begun: Begun) -> None:
+        """All of it is in its place."""
+        begun.slot.complete(begun.header)
+        self._begun.discard(begun.slot.number)
+
+    def give_up(self, begun: Begun) -> None:
+        """It will not be: the slot holds nothing."""
+        self._begun.discard(begun.slot.number)
 
 
 def copy(to: int, source: int, nbytes: int) -> None:
