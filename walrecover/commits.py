@@ -44,9 +44,13 @@ class Attempt(NamedTuple):
     nonce: str
     world: int
 
+    def commits(self, found: list[Entry]) -> list[CommitEntry]:
+        """Those of this attempt, oldest first."""
+        return [c for c in model.commits(found) if c.snapshot.nonce == self.nonce]
+
     def newest(self, found: list[Entry]) -> CommitEntry | None:
         """The last commit of this attempt."""
-        own = [c for c in model.commits(found) if c.snapshot.nonce == self.nonce]
+        own = self.commits(found)
         return own[-1] if own else None
 
 
@@ -64,11 +68,12 @@ def enter(run: RunDir, attempt: Attempt, key: Key, *, finished: bool) -> CommitE
             finished=finished,
         )
     except Disagreed:
-        newest = attempt.newest(Sequence(run.sequence).read())
-        if newest is None or key_of(newest) != key:
-            raise
-        sync_directory(run.sequence)  # nobody acts on it before it is durable (rule 1)
-        return newest
+        entered = attempt.commits(Sequence(run.sequence).read())
+        for entry in reversed(entered):
+            if key_of(entry) == key:
+                sync_directory(run.sequence)  # nobody acts on it before it is durable (rule 1)
+                return entry
+        raise
 
 
 class Commits:
@@ -109,15 +114,15 @@ class Commits:
 
     def expect(self, key: Key, *, finished: bool = False) -> None:
         """This rank has voted."""
-        self._waiting.append((key, finished))
+        if key not in self.waiting:
+            self._waiting.append((key, finished))
 
     def resume(self) -> None:
         """Expect what an earlier process of this rank voted for and did not see committed."""
         newest = self._attempt.newest(Sequence(self._run.sequence).read())
         floor = key_of(newest) if newest else Key(0, False)
-        known = set(self.waiting)
         for key in snapshot.voted(self._run, self._attempt.number, self._attempt.nonce, rank=0):
-            if Key(*key) > floor and key not in known:
+            if Key(*key) > floor:
                 self.expect(Key(*key), finished=key[1])
 
     def settle(self) -> None:

@@ -7,6 +7,7 @@ once when a newer attempt took the run over.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import select
 import socket
@@ -86,7 +87,7 @@ class _Process:
         self._line, self._trainer = line, trainer
         run = RunDir(Path(given.root), given.run, Path(given.journal) if given.journal else None)
         self._run, self._attempt = run, Attempt(given.attempt, given.nonce, given.world)
-        writer = f"saver-{given.rank}"
+        writer = _free_name(run, given)
         self.notes = Notes(
             run.stream(given.attempt, given.nonce, writer),
             AttemptBegun(run=given.run, attempt=given.attempt, nonce=given.nonce, writer=writer),
@@ -180,6 +181,15 @@ class _Process:
         return True
 
 
+def _free_name(run: RunDir, given: msg.Assignment) -> str:
+    """Of a stream: those of savers before this one are never reopened."""
+    for number in itertools.count(1):
+        name = f"saver-{given.rank}" + (f"-{number}" if number > 1 else "")
+        if not run.stream(given.attempt, given.nonce, name).exists():
+            return name
+    raise AssertionError
+
+
 def _step_back() -> None:
     """From here on everything here comes after the training."""
     with contextlib.suppress(OSError):
@@ -205,7 +215,7 @@ def main(sock: int, memory: int, pidfd: int, assignment: str) -> int:
         process.serve()
     except Fenced as error:
         last = msg.Ended(str(error), fenced=True)
-    except (WalrecoverError, OSError) as error:
+    except Exception as error:  # there is nobody else to tell
         last = msg.Ended(f"{type(error).__name__}: {error}")
     finally:
         if process is not None:

@@ -86,6 +86,8 @@ class Saving:
         key = Key(header.step, header.end)
         try:
             require_newest(self._run, self._attempt)
+            if self._has_voted(slot, header):
+                return key, header.end
             job = self._vote(slot, header)
         except (Lost, Corrupt, StorageFailed, OSError) as error:
             self._note(ev.SnapshotAbandoned(step=key.step, end=key.end, reason=str(error)))
@@ -94,6 +96,12 @@ class Saving:
         finally:
             self._let_go(slot, header)
         return key, job.finished
+
+    def _has_voted(self, slot: Slot, header: Header) -> bool:
+        """An earlier saver did, and died before it let the slot go."""
+        rank = slot.job(header)[0].rank
+        number, nonce, _ = self._attempt
+        return Key(header.step, header.end) in snapshot.voted(self._run, number, nonce, rank)
 
     def _let_go(self, slot: Slot, header: Header) -> None:
         self._done[slot.number] = header.generation
