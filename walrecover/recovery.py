@@ -316,13 +316,13 @@ def progress(run: RunDir, entry: AttemptEntry) -> tuple[bool, int]:
     return restored, max((record.last_step for record in records.values()), default=0)
 
 
-def records_of(run: RunDir, entry: AttemptEntry) -> dict[str, StreamRecord]:
-    """What the ranks of this attempt journaled, by writer."""
+def records_of(run: RunDir, entry: AttemptEntry, writer: str = "rank-") -> dict[str, StreamRecord]:
+    """What the ranks of this attempt journaled, by writer; or that one alone."""
     streams = [
         (stream, path)
         for stream, path in find_streams(run.journal)
         if (stream.attempt, stream.nonce) == (entry.number, entry.nonce)
-        and stream.writer.startswith("rank-")
+        and (stream.writer == writer or (writer == "rank-" and stream.writer.startswith(writer)))
     ]
     return {key.writer: record for key, record in _records(streams).items()}
 

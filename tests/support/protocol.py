@@ -83,7 +83,7 @@ def capture(
             "author": tensor(signature(entry.label, rank, step)),
         },
         shared=frozenset({"weights", "tied"}),
-        tree=["d", [["step", step], ["rank", rank]]],
+        tree={"objects": {}, "step": step, "rank": rank},
         writer=f"rank-{rank}",
         events_after=after,
     )

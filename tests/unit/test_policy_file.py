@@ -162,6 +162,7 @@ def test_the_schema_describes_what_is_read() -> None:
         "patterns",
         "logs",
         "hang_timeout",
+        "on_divergence",
     }
     assert top["additionalProperties"] is False
     retry = found["$defs"]["Retry"]["properties"]

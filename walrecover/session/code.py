@@ -50,6 +50,7 @@ def current(world: int) -> Code:
         cpu=machine.cpu(),
         world=world,
         environment={name: os.environ[name] for name in ENVIRONMENT if name in os.environ},
+        inexact=machine.inexact(),
     )
 
 

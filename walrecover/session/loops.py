@@ -21,6 +21,7 @@ from walrecover.session.position import Counts, Place, Position
 from walrecover.session.readahead import ReadAhead
 from walrecover.session.sources import Known, Source, shortest
 from walrecover.torch_adapter import rng
+from walrecover.torch_adapter.batches import Batch
 
 KEPT_ENDS = 16
 BEHIND = -1  # the level of steps behind a loop that had ended
@@ -57,6 +58,7 @@ class Frame:
         self.guard = ReadAhead()
         self.readers: list[Reader] = []
         self.passes: Counts = ()
+        self.batch = Batch()
 
     def place(self, *, inside: bool = False, broken: bool = False) -> Place:
         return Place(
@@ -173,6 +175,10 @@ class Loops:
 
     def indices(self) -> tuple[int, ...]:
         return tuple(frame.consumed for frame in self.stack)
+
+    def batch(self) -> bytes | None:
+        """The digest of what the loop in which the step was made handed out for it."""
+        return self.stepped_in.batch.close() if self.stepped_in is not None else None
 
     def step_made(self) -> bool:
         """`run.step` was called: the boundary is when the loop it stands in asks for its next
@@ -390,6 +396,7 @@ class Loops:
             frame.before, frame.direct = captured or rng.capture(), 0
         frame.passes = self.passes.counts
         items = frame.fetch()
+        frame.batch.take(items)
         frame.consumed += 1
         if not resumed:
             for reader in frame.readers:

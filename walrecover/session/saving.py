@@ -27,6 +27,7 @@ from walrecover.journal import Journal
 from walrecover.manifest import disagreement
 from walrecover.rundir import RunDir
 from walrecover.sequence import Sequence
+from walrecover.session.given_back import by_object
 from walrecover.snapshot import Capture, Disagreed
 
 log = logging.getLogger("walrecover")
@@ -50,8 +51,8 @@ class Saver:
     """One rank's saving. `retention`: how many snapshots to keep.
 
     `failed` holds the Fenced error that ended it, to be raised in the training thread. `tried`: the
-    newest capture, voted for or refused. `known`: the digests of that vote's tensors, `seconds`
-    how long it took.
+    newest capture, voted for or refused. `known`: the digests of that vote's tensors, `state` those
+    of each attached object's whole state, `seconds` how long it took.
     """
 
     def __init__(
@@ -76,6 +77,7 @@ class Saver:
         self.committed_lsn = 0
         self.tried: Key | None = None
         self.known: dict[str, str] = {}
+        self.state: dict[str, bytes] = {}
         self.seconds = 0.0
         self._lsns: dict[Key, int] = {}
         self._verified = set(verified)
@@ -100,6 +102,7 @@ class Saver:
             return False
         self._lsns[key] = part.lsn
         self.known = {name: at.digest for name, at in part.tensors.items()}
+        self.state = by_object(capture.tree["objects"], self.known)
         self.seconds = time.monotonic() - began
         self.journal.append(
             ev.ShardsWritten(
@@ -110,6 +113,7 @@ class Saver:
                     ev.WrittenFile(name, at.bytes, at.digest) for name, at in part.files.items()
                 ),
                 seconds=self.seconds,
+                state=self.state,
             )
         )
         if self.rank == 0:
