@@ -179,9 +179,7 @@ def predecessors(
         yield older
 
 
-def _turns(entry: AttemptEntry) -> bool:
-    """Whether the attempt's history is meant to be another one."""
-    return entry.plan.fresh or entry.plan.rewind is not None
 def _turns(entry: AttemptEntry, older: AttemptEntry) -> bool:
     """Whether the attempt's history was meant to be another one than that of the one before it."""
-    return entry.plan.fresh or entry.plan.skips != older.plan.skips
+    plan = entry.plan
+    return plan.fresh or plan.rewind is not None or plan.skips != older.plan.skips
