@@ -203,19 +203,9 @@ def divisors(number: int) -> list[int]:
     return low + [number // n for n in reversed(low) if n * n != number]
 
 
-def seeds(*key: int) -> tuple[int, int]:
-    """Two independent numbers of 64 bits that are a function of the key."""
-    digest = hashlib.blake2b(_text("seeds", key), digest_size=16).digest()
-    first, second = struct.unpack("<2Q", digest)
-    return first, second
-
-
 def _keys(what: str, *key: int) -> tuple[int, ...]:
-    return _KEYS.unpack(hashlib.blake2b(_text(what, key), digest_size=_KEYS.size).digest())
-
-
-def _text(what: str, key: Iterable[int]) -> bytes:
-    return "/".join([f"walrecover {what} 1", *map(str, key)]).encode()
+    text = "/".join([f"walrecover {what} 1", *map(str, key)])
+    return _KEYS.unpack(hashlib.blake2b(text.encode(), digest_size=_KEYS.size).digest())
 
 
 def _mixed(value: Any, key: int) -> Any:

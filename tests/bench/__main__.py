@@ -11,7 +11,7 @@ import platform
 
 from tests.bench.measure import show
 
-BENCHMARKS = ("journal", "step", "snapshot", "start", "recovery", "restart", "supervisor")
+BENCHMARKS = ("journal", "step", "snapshot", "start", "recovery", "restart", "supervisor", "data")
 
 
 def main() -> int:

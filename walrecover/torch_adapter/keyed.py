@@ -1,9 +1,9 @@
 """What a loader draws while it loads a batch, as a function of which batch it is.
 
 Owns how a batch's key gets to where the batch is loaded, in a worker or here, and how what the
-batch is gets to the loop. Before each batch the global generators are seeded with a hash of (seed
-of the run, loader, pass, position of the batch), so that a batch is the same in whichever worker
-and attempt it is loaded. The training's own generators are left as they were.
+batch is gets to the loop. Before each batch the global generators are put into the state of its
+key, (seed of the run, loader, pass, position of the batch), so that a batch is the same in
+whichever worker and attempt it is loaded. The training's own generators are left as they were.
 
 A copy of the loader reads; the user's dataset, collate function and `worker_init_fn` are called as
 they are.
@@ -21,13 +21,10 @@ from torch.utils.data import DataLoader, get_worker_info
 from torch.utils.data._utils import pin_memory
 from torch.utils.data._utils.fetch import _MapDatasetFetcher
 
-from walrecover import order
 from walrecover.consumed import Handed
 from walrecover.order import Range
 from walrecover.torch_adapter import rng
 from walrecover.torch_adapter.ordering import GlobalBatchSampler
-
-Key = tuple[int, int]
 
 
 class Pass(NamedTuple):
@@ -41,17 +38,18 @@ class Pass(NamedTuple):
     rank: int = 0
     skips: tuple[Range, ...] = ()
 
-    def key(self, rank: int, position: int) -> Key | None:
+    def key(self, rank: int, position: int) -> bytes | None:
         if self.seed is None:
             return None
-        return order.seeds(self.seed, self.loader, self.epoch, rank, position)
+        parts = (self.seed, self.loader, self.epoch, rank, position)
+        return b"walrecover seeds 1/%d/%d/%d/%d/%d" % parts
 
 
 class Tagged(NamedTuple):
     """What a worker is sent in place of an index, or a batch of them."""
 
     number: int
-    key: Key | None
+    key: bytes | None
     index: Any
 
 
