@@ -77,7 +77,7 @@ def read(
         raise BadInput(f"WALRECOVER_WORKER_SEEDS is {seeds!r}: it is 'keyed' or 'own'")
     divergence = env.get(ON_DIVERGENCE) or "go_on"
     if divergence not in AFTER_DIVERGENCE:
-        raise BadInput(f"{ON_DIVERGENCE} is {divergence!r}: it is 'go_on' or 'stop'")
+        raise BadInput(f"WALRECOVER_ON_DIVERGENCE is {divergence!r}: it is 'go_on' or 'stop'")
     journal = env.get("WALRECOVER_JOURNAL_DIR")
     return Settings(
         root=root,
