@@ -188,6 +188,14 @@ class Layout(NamedTuple):
         return batches[0] * self.batch, min(batches[1] * self.batch, self.consumed)
 
 
+def check_shares(count: int, world: int, what: str) -> None:
+    """Raises BadInput where so many ranks cannot have as many of these each."""
+    if count % world:
+        raise BadInput(
+            f"{world} ranks cannot share {count} {what} equally: {_listed(divisors(count))} can"
+        )
+
+
 def kept(left_out: Sequence[Range], count: int) -> int:
     """The number of the batch behind the first `count` that are not left out."""
     number = count

@@ -294,9 +294,9 @@ class Loops:
     def _count_passes(self, path: Path, frame: Frame, pending: Position | None) -> None:
         """Say of each loader that is read which pass it is. `pending`: of a resumed loop."""
         place = pending.places[len(path) - 1] if pending else None
-        busy = {s.this.loader for f in self.stack for s in f.sources if s.is_loader}
+        busy = {s.this.loader for f in self.stack for s in f.sources if s.counted}
         for n, source in enumerate(frame.sources):
-            if not source.is_loader:
+            if not source.counted:
                 continue
             number, epoch = self.passes.begin((*path, n), source.value, busy)
             if place is not None and n < len(place.sources):
