@@ -121,6 +121,16 @@ def test_compare_refuses_what_has_nothing_in_common(run: RunDir) -> None:
     assert "have no step in common" in answer.err
 
 
+def test_replay_at_does_not_know_what_came_later(run: RunDir) -> None:
+    later = walrecover(run.root, "replay", "train", "--at", "3", "--json").json
+    assert (later["recovery_point"]["step"], later["last_step"], later["lost_steps"]) == (2, 3, 1)
+    walrecover(run.root, "fork", "train", "--at", "6")
+    answer = walrecover(run.root, "replay", "train-at-6", "--at", "5")
+    assert answer.code == 2
+    assert "step 5 was made by run train, from which train-at-6 was forked at step 6" in answer.err
+    assert walrecover(run.root, "replay", "train-at-6", "--at", "6").code == 0
+
+
 def test_show_at_tells_what_was_known_then(run: RunDir) -> None:
     then = walrecover(run.root, "show", "train", "--at", "3", "--json").json
     assert (then["last_step"], then["attempts"][0]["last_step"], then["recovery_point"]) == (

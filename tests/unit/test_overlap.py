@@ -12,6 +12,7 @@ from walrecover.entries import (
     Entry,
     Holder,
     Plan,
+    Rewind,
     SnapshotRef,
 )
 from walrecover.overlap import judge
@@ -184,6 +185,18 @@ def test_a_start_from_the_beginning_is_compared_but_never_called_diverged() -> N
 def test_a_start_that_was_to_be_anew_has_nothing_to_prove() -> None:
     entries: list[Entry] = [attempt(1), attempt(2, fresh=True)]
     assert judged(entries, {(1, 0): steps(1, 5), (2, 0): steps(1, 9, batch=B)}) == {}
+
+
+def test_an_attempt_that_goes_back_is_another_history() -> None:
+    """It leaves data out, so its steps are not those that it replaces; a resume of it is proven by
+    what it did itself."""
+    back = Rewind(12, "loss is nan at step 12")
+    entries = [attempt(1), commit(10, 1), attempt(2, snapshot(10, 1), rewind=back)]
+    streams = {(1, 0): steps(1, 15), (2, 0): [STATE, *steps(11, 15, batch=B)]}
+    assert judged(entries, streams)[2, 0] == STATE
+    entries.append(attempt(3, snapshot(10, 1)))
+    verdict = judged(entries, {**streams, (3, 0): steps(11, 20, batch=B)})[3, 0]
+    assert isinstance(verdict, ev.ResumeVerified) and verdict.to_step == 15
 
 
 # --- what the session has said, and what is missing ---------------------------------------------
