@@ -11,7 +11,18 @@ import platform
 
 from tests.bench.measure import show
 
-BENCHMARKS = ("journal", "step", "snapshot", "start", "recovery", "restart", "supervisor", "data")
+BENCHMARKS = (
+    "journal",
+    "step",
+    "snapshot",
+    "start",
+    "recovery",
+    "restart",
+    "supervisor",
+    "data",
+    "audit",
+    "ledger",
+)
 
 
 def main() -> int:
