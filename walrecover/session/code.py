@@ -25,7 +25,9 @@ ENVIRONMENT = (
     "CUDA_VISIBLE_DEVICES",
     "CUBLAS_WORKSPACE_CONFIG",
     "PYTHONHASHSEED",
+    "WALRECOVER_WORKER_SEEDS",
 )
+OWN_SEEDS = "loaders' workers draw by themselves (WALRECOVER_WORKER_SEEDS=own)"
 _SECRET = re.compile(r"(?i)(token|secret|passw|api.?key|credential|auth)")
 
 
@@ -50,8 +52,12 @@ def current(world: int) -> Code:
         cpu=machine.cpu(),
         world=world,
         environment={name: os.environ[name] for name in ENVIRONMENT if name in os.environ},
-        inexact=machine.inexact(),
+        inexact=(*machine.inexact(), *_own_seeds()),
     )
+
+
+def _own_seeds() -> tuple[str, ...]:
+    return (OWN_SEEDS,) if os.environ.get("WALRECOVER_WORKER_SEEDS") == "own" else ()
 
 
 def redacted(argv: list[str]) -> tuple[str, ...]:
