@@ -8,7 +8,7 @@ could have been tolerant only is not called exact because the bits happened to b
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Literal, NamedTuple
 
 from walrecover.events import Code
@@ -23,9 +23,9 @@ more. It is a bound of what is called the same, not of what kernels may do."""
 
 _SAME = ("python", "threads", "cpu")
 _LIBRARIES = ("torch", "numpy")
-_SCALED = frozenset({"lr"})
-"""What is compared over a changed world: a rank's batch, position, loss and generators are other
-ones there. Which samples the steps consumed is the ledger's to prove."""
+_SCALED = frozenset({"position", "lr"})
+"""What is compared over a changed world: a rank's batch, loss and generators are other ones there.
+Which samples the steps consumed is the ledger's to prove."""
 
 
 class Ground(NamedTuple):
@@ -41,12 +41,22 @@ class Ground(NamedTuple):
 EXACT = Ground("exact")
 
 
-def ground(before: Code | None, after: Code | None, more: Sequence[str] = ()) -> Ground:
-    """What two attempts have in common. `more`: further reasons why bits may differ."""
+def ground(
+    before: Code | None,
+    after: Code | None,
+    more: Sequence[str] = (),
+    worlds: Iterable[int] = (),
+) -> Ground:
+    """What two attempts have in common. `more`: further reasons why bits may differ. `worlds`:
+    how many ranks made what lies between them (`lineage.worlds_between`)."""
     if before is None or after is None:
         return Ground("exact", compared=ALL) if not more else _tolerant(tuple(more))
     if before.world != after.world:
         why = (f"world size was {before.world}, is {after.world}", *more)
+        return Ground("tolerant", why, BOUND, _SCALED, states=False)
+    if others := sorted(set(worlds) - {after.world}):
+        said = ", ".join(map(str, others))
+        why = (f"world size was {said} in between, is {after.world}", *more)
         return Ground("tolerant", why, BOUND, _SCALED, states=False)
     why = tuple(_changes(before, after)) + tuple(dict.fromkeys((*before.inexact, *after.inexact)))
     return _tolerant((*why, *more)) if why or more else EXACT

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.campaigns.proof import proofs
 from tests.support.attempt import KILL
 from tests.support.elastic import TERM, Elastic
 from tests.support.forkserver import ForkServer
@@ -66,6 +67,9 @@ def test_a_chain_of_12_restarts_with_other_numbers_of_ranks(elastic: Make) -> No
     counted = agree(run.directory, run.ids, EPOCHS, resized.SIZE)
     assert counted["attempts"] > 6
     assert counted["steps"] == EPOCHS * resized.SIZE // resized.BATCH
+
+    proven = proofs(run.directory)
+    assert not proven["not_proven"], proven
 
     worlds = [world for world, _, _ in CHAIN] + [2]
     plans = [entry.plan for entry in entries.attempts(Sequence(run.directory.sequence).read())]

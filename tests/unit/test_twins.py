@@ -147,10 +147,13 @@ def test_what_may_change_bits_makes_it_tolerant_and_is_named(
 
 
 def test_over_a_changed_world_only_what_does_not_depend_on_it_is_compared() -> None:
+    between = ground(CODE, CODE, worlds={CODE.world, 3})
+    assert (between.tier, between.states) == ("tolerant", False)
+    assert between.why == (f"world size was 3 in between, is {CODE.world}",)
+    assert ground(CODE, CODE, worlds={CODE.world}).tier == "exact"
     compared = ground(CODE, code(world=3)).compared
-    assert (
-        names(step(), step(position=(9,), batch=B, scalars={"loss": 9.0}), compared=compared) == []
-    )
+    assert names(step(), step(batch=B, scalars={"loss": 9.0}), compared=compared) == []
+    assert names(step(), step(position=(9,)), compared=compared) == ["the data position"]
     assert names(step(), step(lr=(0.5,)), compared=compared) == ["the learning rate"]
 
 

@@ -154,7 +154,7 @@ class Prover:
             found.past,
             base=base,
             anew=self._base is None,
-            ground=tiers.ground(found.before, self._code),
+            ground=tiers.ground(found.before, self._code, worlds=found.worlds),
             used=found.used,
             restored=self._restored,
         )
@@ -168,7 +168,8 @@ class Prover:
         diverged = frozenset(self._diverged(entries, pairs))
         kept = {entry.number for entry in predecessors(entries, self._entry.number, diverged)}
         pairs = [(entry, record) for entry, record in pairs if entry.number in kept]
-        return history(pairs, steps_of(self._run), self._writer, base)
+        found = history(pairs, steps_of(self._run), self._writer, base)
+        return found.lying(entries, self._entry.number)
 
     def _diverged(
         self, entries: list[model.Entry], pairs: list[tuple[AttemptEntry, StreamRecord | None]]
