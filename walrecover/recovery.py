@@ -149,15 +149,17 @@ def rewound(run: RunDir, entries: Many[Entry], why: str) -> Plan:
     older = verdict.base is not None
     if not older and not (known and not verdict.rejected and not model.retired(entries)):
         verdict = choose(run, entries)
-        if verdict.base is None:
-            return _plan(verdict, model.skips(entries))
+        if verdict.rejected and verdict.base is None:
+            raise Corrupt(_nothing_verifies(run, verdict.rejected))
     base = verdict.base.step if verdict.base else 0
     left = tuple(
         Rejected(ref.step, ref.attempt, ref.manifest, f"left behind: {why}")
         for ref in (commit.snapshot for commit in live)
         if (older or not verdict.base) and ref.step >= before
     )
-    skips = rewinding.left_out(run, entries, base, bad.step, last)
+    skips = model.skips(entries)
+    if why in rewinding.BY_DATA:
+        skips = rewinding.left_out(run, entries, base, bad.step, last)
     return _plan(verdict._replace(rejected=(*left, *verdict.rejected)), skips, bad)
 
 
