@@ -24,8 +24,8 @@ more. It is a bound of what is called the same, not of what kernels may do."""
 _SAME = ("python", "threads", "cpu")
 _LIBRARIES = ("torch", "numpy")
 _SCALED = frozenset({"position", "lr"})
-"""What is compared over a changed world: a rank's batch, loss and generators are other ones there.
-Which samples the steps consumed is the ledger's to prove."""
+"""What is compared over a changed world, bit for bit: a rank's batch, loss and generators are other
+ones there. Which samples the steps consumed is the ledger's to prove."""
 
 
 class Ground(NamedTuple):
@@ -53,11 +53,11 @@ def ground(
         return Ground("exact", compared=ALL) if not more else _tolerant(tuple(more))
     if before.world != after.world:
         why = (f"world size was {before.world}, is {after.world}", *more)
-        return Ground("tolerant", why, BOUND, _SCALED, states=False)
+        return Ground("tolerant", why, 0.0, _SCALED, states=False)
     if others := sorted(set(worlds) - {after.world}):
         said = ", ".join(map(str, others))
         why = (f"world size was {said} in between, is {after.world}", *more)
-        return Ground("tolerant", why, BOUND, _SCALED, states=False)
+        return Ground("tolerant", why, 0.0, _SCALED, states=False)
     why = tuple(_changes(before, after)) + tuple(dict.fromkeys((*before.inexact, *after.inexact)))
     return _tolerant((*why, *more)) if why or more else EXACT
 
