@@ -54,12 +54,20 @@ def commit(step: int, by: int) -> CommitEntry:
     return CommitEntry("id", 0.0, snapshot(step, by))
 
 
-def judged(entries: list[Entry], streams: Streams) -> dict[tuple[int, int], ev.Event]:
-    """The verdicts by attempt and rank."""
+def judged(
+    entries: list[Entry], streams: Streams, worlds: Mapping[int, int] = {}
+) -> dict[tuple[int, int], ev.Event]:
+    """The verdicts by attempt and rank. `worlds`: how many ranks an attempt had."""
     held = {
         StreamKey(number, f"n{number}", f"rank-{rank}"): [
             ev.AttemptBegun(
-                run="r", attempt=number, nonce=f"n{number}", writer=f"rank-{rank}", code=CODE
+                run="r",
+                attempt=number,
+                nonce=f"n{number}",
+                writer=f"rank-{rank}",
+                rank=rank,
+                world=worlds.get(number, 3),
+                code=CODE,
             ),
             *events,
         ]
@@ -103,6 +111,14 @@ def test_each_rank_has_its_own_verdict() -> None:
     assert isinstance(found[2, 0], ev.ResumeVerified)
     assert isinstance(found[2, 1], ev.ResumeDiverged)
     assert found[2, 1].what == "the batch"
+
+
+def test_the_journal_of_a_rank_is_missing_only_where_there_was_such_a_rank() -> None:
+    given_back = ev.ResumeVerified(base=10, tier="exact", restored=B)
+    streams: Streams = {(1, 0): steps(1, 15), (2, 1): [given_back, *steps(11, 20)]}
+    missing = judged(RESUMED, streams, {1: 2})[2, 1]
+    assert missing == ev.ResumeUnproven(reason="the journal of attempt 1 is missing")
+    assert judged(RESUMED, streams, {1: 1})[2, 1] == given_back
 
 
 def test_scalars_that_arrived_later_are_compared_too() -> None:
