@@ -5,6 +5,9 @@ The planted faults are tests of the tests: a proof that finds none of them prove
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -80,6 +83,11 @@ def _lose_the_newest(run: RunDir) -> None:
             return
 
 
+def audit(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "walrecover.cli", "audit", *options]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+
+
 def _diverged(found: Resumed) -> ev.ResumeDiverged:
     verdict = found.judged[2, 0]
     assert isinstance(verdict, ev.ResumeDiverged), (verdict, found.output)
@@ -91,7 +99,7 @@ def _diverged(found: Resumed) -> ev.ResumeDiverged:
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_p6_a_resume_proves_itself(resume: Resume, workers: int) -> None:
+def test_p6_a_resume_proves_itself(resume: Resume, folder: Path, workers: int) -> None:
     found = resume(workers=workers)
     assert found.status == 0, found.output
     verdict = found.judged[2, 0]
@@ -100,6 +108,9 @@ def test_p6_a_resume_proves_itself(resume: Resume, workers: int) -> None:
     assert verdict.to_step == 6  # the kill came before the boundary of step 7
     assert verdict.restored
     assert f"resume verified to step {verdict.to_step}" in found.output
+    audited = audit(folder / "run")
+    assert audited.returncode == 0, audited.stdout + audited.stderr
+    assert "attempt 2, rank 0: resume verified to step 6" in audited.stdout
     # It was journaled by the session: at once of the state, then of the steps.
     assert [proof.to_step for proof in found.journaled] == [0, verdict.to_step]
 
@@ -145,9 +156,13 @@ def test_a_sampler_that_is_off_by_one(resume: Resume) -> None:
     assert verdict.what.startswith(("the samples", "the batch"))
 
 
-def test_a_worker_seeded_from_time(resume: Resume) -> None:
+def test_a_worker_seeded_from_time(resume: Resume, folder: Path) -> None:
     verdict = _diverged(resume("worker seeded from time", workers=2))
     assert (verdict.step, verdict.what) == (5, "the batch")
+    audited = audit(folder / "run", "--json")
+    assert audited.returncode == 1
+    (one,) = json.loads(audited.stdout)["resumes"]
+    assert (one["verdict"], one["step"], one["what"]) == ("diverged", 5, "the batch")
 
 
 def test_a_scheduler_that_was_restarted_is_an_error_with_both_values(resume: Resume) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from walrecover.consumed import Consumed
 from walrecover.events import Code, ResumeDiverged, ResumeUnproven, ResumeVerified, StepCompleted
-from walrecover.tiers import BOUND, ground
+from walrecover.tiers import BOUND, OWN_WORKERS, ground
 from walrecover.twins import differences, facts_of, near, objects_that_differ
 from walrecover.verdicts import is_good, said
 
@@ -143,6 +143,15 @@ def test_what_may_change_bits_makes_it_tolerant_and_is_named(
     found = ground(CODE, code(**change))
     assert (found.tier, found.why, found.bound) == ("tolerant", (why,), BOUND)
     assert not found.states
+
+
+def test_where_workers_draw_as_they_like_batches_and_losses_are_not_held_to_be_the_same() -> None:
+    found = ground(CODE, code(inexact=(OWN_WORKERS,)))
+    assert (found.tier, found.why) == ("tolerant", (OWN_WORKERS,))
+    assert names(step(), step(batch=B, scalars={"loss": 9.0}), compared=found.compared) == []
+    assert names(step(), step(lr=(0.5,)), compared=found.compared) == ["the learning rate"]
+    other = step(consumed=(Consumed(0, 1, ((1, 9),), A),))
+    assert names(step(), other, compared=found.compared) != []
 
 
 def test_over_a_changed_world_only_what_does_not_depend_on_it_is_compared() -> None:

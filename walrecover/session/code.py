@@ -16,6 +16,7 @@ from importlib import metadata
 from blake3 import blake3
 
 from walrecover.events import Code
+from walrecover.tiers import OWN_WORKERS
 from walrecover.torch_adapter import machine
 
 LIBRARIES = ("walrecover", "torch", "numpy", "lmdb", "safetensors", "msgspec")
@@ -27,7 +28,6 @@ ENVIRONMENT = (
     "PYTHONHASHSEED",
     "WALRECOVER_WORKER_SEEDS",
 )
-OWN_SEEDS = "loaders' workers draw by themselves (WALRECOVER_WORKER_SEEDS=own)"
 _SECRET = re.compile(r"(?i)(token|secret|passw|api.?key|credential|auth)")
 
 
@@ -57,7 +57,7 @@ def current(world: int) -> Code:
 
 
 def _own_seeds() -> tuple[str, ...]:
-    return (OWN_SEEDS,) if os.environ.get("WALRECOVER_WORKER_SEEDS") == "own" else ()
+    return (OWN_WORKERS,) if os.environ.get("WALRECOVER_WORKER_SEEDS") == "own" else ()
 
 
 def redacted(argv: list[str]) -> tuple[str, ...]:

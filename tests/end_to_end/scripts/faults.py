@@ -100,7 +100,7 @@ def _plant(fault: str, rank: int = 0, world: int = 1) -> None:
 
 
 class Noisy(Dataset[Any]):
-    """Samples, with noise where the worker has a generator of its own."""
+    """Samples with noise, of the worker's global generator or of one of its own."""
 
     def __init__(self, own: torch.Generator | None = None) -> None:
         self.data = samples(60)
@@ -111,7 +111,7 @@ class Noisy(Dataset[Any]):
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         x, y = self.data[index]
-        return x if self.own is None else x + 0.01 * torch.randn(4, generator=self.own), y
+        return x + 0.01 * torch.randn(4, generator=self.own), y
 
 
 def _timed(worker: int) -> None:
