@@ -33,7 +33,7 @@ from walrecover.session.proving import Prover
 from walrecover.session.restoring import Restored
 from walrecover.session.run import Run
 from walrecover.session.settings import Settings
-from walrecover.torch_adapter import rng, scheduling
+from walrecover.torch_adapter import keyed, rng, scheduling
 from walrecover.torch_adapter.objects import Attached
 from walrecover.torch_adapter.ranks import Meeting as Ranks
 from walrecover.torch_adapter.ranks import World, world
@@ -71,6 +71,7 @@ def attach(
         raise BadInput("walrecover runs on Linux: it relies on its pidfds, prctl and link")
     began = time.monotonic()
     chosen = settings.read(name, dir, every, resume)
+    keyed.prepare(chosen.keyed)
     ranks = world()
     while _current:
         _current.pop()._close()

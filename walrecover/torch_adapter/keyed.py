@@ -197,9 +197,10 @@ def reader(loader: DataLoader[Any]) -> Reader:
     return Reader(clone, tags)
 
 
-def prepare(this: Pass) -> None:
-    """Loaders' workers import numpy.random; what is keyed here has to be there, too."""
-    if this.seed is not None and "numpy" in sys.modules:
+def prepare(keyed: bool) -> None:
+    """Loaders' workers import numpy.random; what is keyed here has to be there, too, and from the
+    run's beginning: a generator that comes later looks like one that has moved."""
+    if keyed and sys.modules.get("numpy") is not None:
         importlib.import_module("numpy.random")
 
 

@@ -89,7 +89,7 @@ def begin(loader: DataLoader[Any], this: Pass = UNKEYED, skip: int = 0) -> Readi
 
     Raises BadInput where the ranks cannot share the batches of a global order.
     """
-    keyed.prepare(this)
+    keyed.prepare(this.seed is not None)
     if loader.persistent_workers:
         return _begin_persistent(loader, this, skip)
     return keyed.reader(loader).read(this, skip if _skips_itself(loader) else 0)
