@@ -6,10 +6,8 @@ and in what trains, never in what compares.
 
 from __future__ import annotations
 
-import contextlib
-import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -158,7 +156,7 @@ def _step(model: nn.Module, optimizer: Any, scheduler: Any, run: Any, x: Tensor,
 
 
 def two_ranks(store: str, rank: int, world: int = 2, fault: str = "") -> None:
-    with group(store, rank, world), _lone(rank):
+    with group(store, rank, world):
         seed()
         model = DistributedDataParallel(network())
         optimizer = torch.optim.AdamW(model.parameters(), lr=0.05)
@@ -169,9 +167,3 @@ def two_ranks(store: str, rank: int, world: int = 2, fault: str = "") -> None:
         run = walrecover.attach(model=model, optimizer=optimizer, scheduler=scheduler)
         for x, y in run.loop(loader):
             _step(model, optimizer, scheduler, run, x, y)
-
-
-@contextlib.contextmanager
-def _lone(rank: int) -> Iterator[None]:
-    os.environ["RANK"] = str(rank)
-    yield
