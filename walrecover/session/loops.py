@@ -275,7 +275,9 @@ class Loops:
             assert self.pending is not None
             place = self.pending.places[depth]
             self._resume(frame, place, depth)
-            frame.readers = self.consuming.resume(path, frame.sources, place.consumed)
+            frame.readers = self.consuming.resume(
+                path, frame.sources, place.consumed, inside=frame.resumed_inside
+            )
         else:
             for source in frame.sources:
                 source.begin()

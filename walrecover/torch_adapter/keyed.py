@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, get_worker_info
 from torch.utils.data._utils import pin_memory
 from torch.utils.data._utils.fetch import _MapDatasetFetcher
 
-from walrecover.consumed import Handed
+from walrecover.consumed import Handed, chain
 from walrecover.order import Range
 from walrecover.torch_adapter import rng
 from walrecover.torch_adapter.ordering import GlobalBatchSampler
@@ -68,13 +68,15 @@ class Loaded:
 
 class Tags:
     """In place of a loader's sampler: gives each batch its number and key, and remembers what the
-    batch is until it is handed out. `handed`: by number."""
+    batch is until it is handed out. `handed`: by number. `passed`: the digest of the ids of the
+    batches that are left out at the beginning, of a sampler that had to be asked for them."""
 
     def __init__(self, loader: DataLoader[Any]) -> None:
         self._sampler = loader._index_sampler
         self._batched = loader._auto_collation
         self._pass, self._skip = Pass(), 0
         self.handed: dict[int, Handed] = {}
+        self.passed = b""
 
     def begin(self, this: Pass, skip: int) -> None:
         """The next iteration is this pass, without its first `skip` batches."""
@@ -84,7 +86,7 @@ class Tags:
         return max(0, len(self._sampler) - self._skip)
 
     def __iter__(self) -> Iterator[Tagged]:
-        self.handed = {}
+        self.handed, self.passed = {}, b""
         if isinstance(self._sampler, GlobalBatchSampler):
             return self._global(self._sampler, self.handed)
         return self._numbered(iter(self._sampler), self.handed)
@@ -113,6 +115,8 @@ class Tags:
                 ranges = ((start, stop),) if this.skips else None
                 told[number] = Handed(ids, ranges, (), tuple(left_out))
                 yield Tagged(number, this.key(this.rank, start), index)
+            else:
+                self.passed = chain(self.passed, ids)
             number += 1
             left_out.clear()
 
@@ -156,7 +160,7 @@ class Reading:
 
     def __init__(self, iterator: Iterator[Loaded], tags: Tags) -> None:
         self.iterator = iterator
-        self._told = tags.handed
+        self._tags, self._told = tags, tags.handed
         self.handed = Handed(())
 
     def __iter__(self) -> Reading:
@@ -169,7 +173,14 @@ class Reading:
 
     def passed_over(self) -> None:
         """The sampler has gone over some batches that are not loaded."""
+        for handed in self._told.values():
+            self._tags.passed = chain(self._tags.passed, handed.ids)
         self._told.clear()
+
+    @property
+    def passed(self) -> bytes:
+        """The digest of the ids of all batches that were passed over; b"" where none were."""
+        return self._tags.passed
 
 
 class Reader(NamedTuple):
