@@ -1,5 +1,6 @@
-"""`walrecover audit` of a long run: 1 million steps of 8 ranks, in a global order, with a crash in
-the middle. `STEPS` in the environment makes it shorter, and the bound with it.
+"""`walrecover audit` of a long run, with the proof of its resume: 1 million steps of 8 ranks, in a
+global order, with a crash in the middle. `STEPS` in the environment makes it shorter, and the bound
+with it.
 
 The journals are written by LMDB in one transaction after another, sealed as any others.
 """
@@ -16,11 +17,12 @@ import lmdb
 
 from tests.bench.measure import Row, duration, show
 from tests.support.protocol import attempt, reference
-from walrecover import auditing
+from walrecover import auditing, checkpoints, resumes
 from walrecover import events as ev
 from walrecover.codec import GENESIS, chain_of, seal
 from walrecover.consumed import Consumed
 from walrecover.entries import AttemptEntry, CommitEntry, encode
+from walrecover.journal import Reader, StreamId
 from walrecover.journal.stream import key_of
 from walrecover.rundir import RunDir
 
@@ -77,6 +79,11 @@ def write(run: RunDir, entry: AttemptEntry, rank: int, first: int, last: int) ->
                 transaction.put(key_of(lsn), envelope, append=True)
         waiting = []
     environment.close()
+    # As the session's own follower keeps the fold of its stream while it trains.
+    stream = StreamId(entry.number, entry.nonce, f"rank-{rank}")
+    with Reader(path) as reader:
+        head = reader.head()
+    checkpoints.Follower(path, stream).catch_up(head.lsn)
 
 
 def build(root: Path, steps: int) -> RunDir:
@@ -99,8 +106,10 @@ def rows() -> list[Row]:
         run = build(Path(name), STEPS)
         began = time.perf_counter()
         judgement = auditing.audit(run)
+        verdicts = resumes.verdicts(run)
         seconds = time.perf_counter() - began
     assert judgement.verdict == "ok", judgement.unproven
+    assert len(verdicts) == RANKS
     assert sum(report.consumed for report in judgement.reports) == STEPS * BATCH
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
     bound = BOUND_SECONDS * STEPS / 1_000_000
