@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.campaigns.proof import exact, proofs
 from tests.support.trained import agree
 from walrecover.rundir import RunDir
 
@@ -68,5 +69,8 @@ def test_an_example_under_kills_ends_with_the_same_bits(
     assert len(landed) == kills
     assert sum(kill["phase"] == "snapshot" for kill in landed) * 5 >= kills
 
-    counted = agree(RunDir(kept / "killed", "rehearsal"), ids, epochs, size)
+    run = RunDir(kept / "killed", "rehearsal")
+    counted = agree(run, ids, epochs, size)
     assert counted["attempts"] > kills // 2
+    found = proofs(run)
+    assert exact(found), found
