@@ -121,7 +121,9 @@ def main() -> None:
             if run.global_step + 1 < steps:
                 scheduler.step()
             run.step(loss=loss)
-        print(f"epoch {epoch} loss {loss.item():.4f} right {accuracy(model):.2f}", flush=True)
+            if run.global_step % 20 == 0:
+                print(f"step {run.global_step} loss {loss.item():.4f}", flush=True)
+        print(f"epoch {epoch} right {accuracy(model):.2f}", flush=True)
     print(f"weights sha256 {digest(model)}")
 
 

@@ -43,6 +43,7 @@ OTHER = {
     "done": "exit code 0",
     "stopped": "somebody asked it to stop",
     "fenced": "somebody else took the run over",
+    "diverged": "a resume was not the run before, and the policy stops for that",
     "unusable": "the command could not be started",
 }
 """Ends that no policy changes."""
@@ -64,6 +65,7 @@ class Rule(NamedTuple):
 # Where no process said a word, lines that end a traceback are asked as exceptions are.
 RULES = (
     Rule("fenced", ERROR, r"(walrecover\.errors\.)?Fenced"),
+    Rule("diverged", ERROR, r"(walrecover\.errors\.)?Diverged"),
     Rule("out_of_memory", ERROR, r"(.*\.)?OutOfMemoryError|(.*\.)?_?(Array)?MemoryError"),
     Rule("out_of_memory", TEXT, r"out of memory|DefaultCPUAllocator|[Cc]an(no|')t allocate memory"),
     Rule("out_of_memory", TEXT, r"STATUS_ALLOC_FAILED|unable to mmap \d+ bytes"),

@@ -8,5 +8,6 @@ for batch in run.loop(loader):
 """
 
 from walrecover.torch_adapter.ordering import GlobalBatchSampler
+from walrecover.torch_adapter.sharded import ShardedDataset
 
-__all__ = ["GlobalBatchSampler"]
+__all__ = ["GlobalBatchSampler", "ShardedDataset"]

@@ -5,6 +5,7 @@
     ├── Mismatch             state and objects differ: restore with the model that wrote it
     ├── NotRestored          a loop or name was never reached: keep the script as it was
     ├── RunBusy              somebody alive drives this run: wait for it, or end it
+    ├── Diverged             a resume is not the run before, and the policy stops: look, then decide
     ├── Fenced               a newer attempt took the run over: end, never retry
     ├── NothingToResume      resume="must", and there is no snapshot
     ├── BadLoss              the loss went bad: the policy goes back and leaves the data out
@@ -47,6 +48,10 @@ class RunBusy(WalrecoverError):
 
 class Fenced(WalrecoverError):
     """A newer attempt has taken the run over; this one must end without trying again."""
+
+
+class Diverged(WalrecoverError):
+    """The resumed run is not the one that it resumes, and the policy stops for that."""
 
 
 class NothingToResume(WalrecoverError):

@@ -12,6 +12,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
+import msgspec
+
 
 class Stretch(NamedTuple):
     """`times` intervals of `width` positions, the first at `start`, one every `stride`."""
@@ -39,14 +41,14 @@ class Stretch(NamedTuple):
         return f"{each} and so on every {self.stride}, {self.times} times"
 
 
-class Trail:
+class Trail(msgspec.Struct, gc=False):
     """Collects intervals in the order in which they come, and keeps few stretches of them."""
 
-    __slots__ = ("_count", "_start", "_stride", "_width", "closed")
-
-    def __init__(self) -> None:
-        self.closed: list[Stretch] = []
-        self._start = self._width = self._stride = self._count = 0
+    closed: list[Stretch] = []
+    _start: int = 0
+    _width: int = 0
+    _stride: int = 0
+    _count: int = 0
 
     def add(self, first: int, end: int) -> None:
         """The positions from `first` on, before `end`."""

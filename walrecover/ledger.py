@@ -25,8 +25,8 @@ class _Step(msgspec.Struct, frozen=True, gc=False, tag="StepCompleted"):
     consumed: tuple[Consumed, ...] = ()
 
 
+_STEP = b"\xa4type\xadStepCompleted"
 _HEAD_BYTES = 24
-_IS_STEP = b"\xadStepCompleted"
 _SAYS_MORE = (b"\xacAttemptBegun", b"\xaaDataOpened", b"\xa9PassEnded")
 _decode_step = msgspec.msgpack.Decoder(_Step).decode
 
@@ -34,42 +34,41 @@ Key = tuple[int, int]
 """A pass: the reader's number, and which pass over it."""
 
 
-class Pass:
+class Pass(msgspec.Struct):
     """What the steps of one stream took of one pass. `opened`: what the reader said it reads.
 
     `first`, `last`: the steps that took from it. `ended`: after which step it was over, `broken`
     where the script had left it.
     """
 
-    __slots__ = (
-        "broken", "ended", "first", "last", "left", "opened", "padded", "skipped", "taken",
-    )  # fmt: skip
+    opened: ev.DataOpened | None
+    taken: Trail = msgspec.field(default_factory=Trail)
+    padded: Trail = msgspec.field(default_factory=Trail)
+    skipped: Trail = msgspec.field(default_factory=Trail)
+    left: Trail = msgspec.field(default_factory=Trail)
+    first: int = 0
+    last: int = 0
+    ended: int | None = None
+    broken: bool = False
 
-    def __init__(self, opened: ev.DataOpened | None) -> None:
-        self.opened = opened
-        self.taken, self.padded, self.skipped, self.left = Trail(), Trail(), Trail(), Trail()
-        self.first = self.last = 0
-        self.ended: int | None = None
-        self.broken = False
 
-
-class Book:
+class Book(msgspec.Struct):
     """One stream's ledger, of the steps behind `base` and through `last` (None: all).
 
-    `steps`: closed intervals of those steps. `silent`: how many steps there are in a stream that
-    never said what it reads.
+    `steps`: closed intervals of those steps. `opened`: what each reader said last.
     """
 
-    def __init__(self, base: int, last: int | None) -> None:
-        self.base, self.last = base, last
-        self.world = 1
-        self.passes: dict[Key, Pass] = {}
-        self.steps: list[list[int]] = []
-        self._opened: dict[int, ev.DataOpened] = {}
+    base: int
+    last: int | None
+    world: int = 1
+    passes: dict[Key, Pass] = {}
+    steps: list[list[int]] = []
+    opened: dict[int, ev.DataOpened] = {}
 
     @property
     def silent(self) -> int:
-        return 0 if self._opened else sum(last - first + 1 for first, last in self.steps)
+        """How many steps there are in a stream that never said what it reads."""
+        return 0 if self.opened else sum(last - first + 1 for first, last in self.steps)
 
     def missing(self, last: int) -> list[tuple[int, int]]:
         """The steps behind the base and through `last` that the stream does not have."""
@@ -86,31 +85,27 @@ class Book:
 
     def read(self, payloads: Iterable[bytes]) -> None:
         """Take in payloads, in the order of the stream. Raises Corrupt."""
-        base, limit = self.base, self.last
+        base, limit = self.base, float("inf") if self.last is None else self.last
+        decode, starts_with = _decode_step, bytes.startswith
         for payload in payloads:
-            head = payload[:_HEAD_BYTES]
-            if _IS_STEP in head:
+            if starts_with(payload, _STEP, 1) or _STEP in payload[:_HEAD_BYTES]:
                 try:
-                    event = _decode_step(payload)
+                    event = decode(payload)
                 except (msgspec.DecodeError, UnicodeDecodeError) as error:
                     raise Corrupt(f"not an event: {error}") from None
-                step = event.step
-                if step > base and (limit is None or step <= limit) and self._is_new(step):
-                    self._take(step, event.consumed)
-            elif any(name in head for name in _SAYS_MORE):
+                if base < event.step <= limit:
+                    self._take(event.step, event.consumed)
+            elif any(name in payload[:_HEAD_BYTES] for name in _SAYS_MORE):
                 self._note(ev.decode(payload))
 
-    def _is_new(self, step: int) -> bool:
+    def _take(self, step: int, consumed: tuple[Consumed, ...]) -> None:
         steps = self.steps
         if steps and steps[-1][1] == step - 1:
             steps[-1][1] = step
-            return True
-        if any(first <= step <= last for first, last in steps):
-            return False
-        steps.append([step, step])
-        return True
-
-    def _take(self, step: int, consumed: tuple[Consumed, ...]) -> None:
+        elif any(first <= step <= last for first, last in steps):
+            return
+        else:
+            steps.append([step, step])
         for share in consumed:
             found = self.passes.get((share.source, share.epoch))
             if found is None:
@@ -118,8 +113,9 @@ class Book:
             if not found.first:
                 found.first = step
             found.last = step
+            add = found.taken.add
             for first, end in share.ranges:
-                found.taken.add(first, end)
+                add(first, end)
             if share.padded or share.skipped:
                 for first, end in share.padded:
                     found.padded.add(first, end)
@@ -127,13 +123,13 @@ class Book:
                     found.skipped.add(first, end)
 
     def _pass(self, source: int, epoch: int) -> Pass:
-        return self.passes.setdefault((source, epoch), Pass(self._opened.get(source)))
+        return self.passes.setdefault((source, epoch), Pass(self.opened.get(source)))
 
     def _note(self, event: ev.Event | ev.Unknown) -> None:
         if isinstance(event, ev.AttemptBegun):
             self.world = event.world
         elif isinstance(event, ev.DataOpened):
-            self._opened[event.source] = event
+            self.opened[event.source] = event
         elif isinstance(event, ev.PassEnded) and self._counts(event.step):
             found = self._pass(event.source, event.epoch)
             found.ended, found.broken = event.step, event.broken

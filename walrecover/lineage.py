@@ -53,3 +53,33 @@ def superseded_from(entries: Sequence[Entry], mine: AttemptEntry) -> int | None:
     if next((one for one in model.attempts(entries)), mine) == mine:
         return None  # a fork's, too: what its parent logged stays
     return mine.plan.base.step + 1 if mine.plan.base else 1
+
+
+def worlds_between(entries: Sequence[Entry], older: int, newer: int) -> frozenset[int]:
+    """How many ranks made what lies between two attempts and the last state that both go back to.
+
+    Two attempts from the same base have nothing between them. A plan says how many ranks saved its
+    base; one that does not (0) counts for nothing.
+    """
+    known = {one.number: one for one in model.attempts(entries)}
+    if older not in known or newer not in known:
+        return frozenset()
+    ways = [_back(known, older), _back(known, newer)]
+    common = next((one for one in ways[1] if one in ways[0]), None)
+    ends: list[AttemptEntry] = []
+    worlds: set[int] = set()
+    for way in ways:
+        own = way[: way.index(common)] if common in way else way
+        worlds |= {known[number].plan.ranks for number in own[:-1]}
+        ends += [known[number] for number in own[-1:]]
+    if len(ends) < 2 or ends[0].plan.base != ends[1].plan.base:
+        worlds |= {end.plan.ranks for end in ends}
+    return frozenset(worlds - {0})
+
+
+def _back(known: dict[int, AttemptEntry], number: int) -> list[int]:
+    """An attempt, its base's attempt, that one's base's, and so on."""
+    way = [number]
+    while (base := known[way[-1]].plan.base) and base.attempt in known and base.attempt not in way:
+        way.append(base.attempt)
+    return way

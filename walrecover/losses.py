@@ -47,7 +47,8 @@ class Watch:
                 if not is_loss(name):
                     continue
                 if not math.isfinite(value):
-                    self.found = Finding(step, f"{name} is {value} at step {step}")
+                    said = name if name.isidentifier() else repr(name)  # people will read it
+                    self.found = Finding(step, f"{said} is {value} at step {step}")
                     break
                 if name == "loss":
                     self._follow(step, value)

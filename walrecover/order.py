@@ -188,6 +188,14 @@ class Layout(NamedTuple):
         return batches[0] * self.batch, min(batches[1] * self.batch, self.consumed)
 
 
+def check_shares(count: int, world: int, what: str) -> None:
+    """Raises BadInput where so many ranks cannot have as many of these each."""
+    if count % world:
+        raise BadInput(
+            f"{world} ranks cannot share {count} {what} equally: {_listed(divisors(count))} can"
+        )
+
+
 def kept(left_out: Sequence[Range], count: int) -> int:
     """The number of the batch behind the first `count` that are not left out."""
     number = count
@@ -203,19 +211,9 @@ def divisors(number: int) -> list[int]:
     return low + [number // n for n in reversed(low) if n * n != number]
 
 
-def seeds(*key: int) -> tuple[int, int]:
-    """Two independent numbers of 64 bits that are a function of the key."""
-    digest = hashlib.blake2b(_text("seeds", key), digest_size=16).digest()
-    first, second = struct.unpack("<2Q", digest)
-    return first, second
-
-
 def _keys(what: str, *key: int) -> tuple[int, ...]:
-    return _KEYS.unpack(hashlib.blake2b(_text(what, key), digest_size=_KEYS.size).digest())
-
-
-def _text(what: str, key: Iterable[int]) -> bytes:
-    return "/".join([f"walrecover {what} 1", *map(str, key)]).encode()
+    text = "/".join([f"walrecover {what} 1", *map(str, key)])
+    return _KEYS.unpack(hashlib.blake2b(text.encode(), digest_size=_KEYS.size).digest())
 
 
 def _mixed(value: Any, key: int) -> Any:

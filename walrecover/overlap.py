@@ -6,12 +6,12 @@ while a resumed run trains; how two executions compare is `twins`', what follows
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from walrecover import entries as model
-from walrecover import tiers
-from walrecover.entries import AttemptEntry
+from walrecover import lineage, tiers
+from walrecover.entries import AttemptEntry, Entry
 from walrecover.events import (
     ResumeDiverged,
     ResumeUnproven,
@@ -69,12 +69,20 @@ def executions(
 
 
 class History(NamedTuple):
-    """What a resume is held against. `missing`: why some of it is not there, or ""."""
+    """What a resume is held against. `missing`: why some of it is not there, or "". `worlds`: how
+    many ranks made what lies between the two histories."""
 
     past: dict[int, Past]
     used: frozenset[str]
     before: Any = None
     missing: str = ""
+    worlds: frozenset[int] = frozenset()
+
+    def lying(self, entries: Sequence[Entry], number: int) -> History:
+        """With the worlds that lie between it and an attempt."""
+        made = {one.attempt for one in self.past.values()}
+        found = [lineage.worlds_between(entries, one, number) for one in made]
+        return self._replace(worlds=frozenset().union(*found))
 
 
 def history(
@@ -178,14 +186,17 @@ def _compared(
     own, opening = record.steps[-1][1], record.steps[0][0]
     pairs = [(one, state.records.get(StreamKey(one.number, one.nonce, writer))) for one in older]
     found = history(pairs, steps, writer, base, max(0, own - base))
+    found = found.lying(state.entries, entry.number)
     proof = Proof(
         found.past,
         base=base,
         anew=entry.plan.base is None,
-        ground=tiers.ground(found.before, record.begun.code if record.begun else None),
+        ground=tiers.ground(
+            found.before, record.begun.code if record.begun else None, worlds=found.worlds
+        ),
         used=found.used,
     )
-    missing = found.missing or _gone(state, entry, pairs)
+    missing = found.missing or _gone(state, entry, pairs, _rank(writer))
     last = max(found.past, default=base)
     if last > base:
         for step, facts, captured in executions(
@@ -200,17 +211,25 @@ def _compared(
     return proof.verdict(missing)
 
 
+def _had(state: RunState, entry: AttemptEntry, rank: int) -> bool:
+    """Whether an attempt had such a rank, as far as its other ranks know."""
+    records = state.of_attempt(entry.number, entry.nonce).values()
+    worlds = [r.begun.world for r in records if r.begun is not None and r.begun.rank is not None]
+    return rank < max(worlds, default=rank + 1)
+
+
 def _gone(
     state: RunState,
     entry: AttemptEntry,
     pairs: list[tuple[AttemptEntry, StreamRecord | None]],
+    rank: int,
 ) -> str:
     """Which stream must have been there, and is not: of an attempt that has committed, or that
-    this one resumes from."""
+    this one resumes from, and that had such a rank."""
     base = entry.plan.base
     committed = {(c.snapshot.attempt, c.snapshot.nonce) for c in model.commits(state.entries)}
     for one, record in pairs:
-        must = (one.number, one.nonce) in committed
+        must = (one.number, one.nonce) in committed and _had(state, one, rank)
         if base is not None and one.number < base.attempt:
             continue
         if record is None and must:

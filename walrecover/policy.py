@@ -20,6 +20,10 @@ Action = Literal["restart", "stop", "rewind"]
 SCALE = re.compile(r"([*/])(\d+)", re.ASCII)
 """Of a variable's value; by anything else it is replaced."""
 
+ON_DIVERGENCE = "WALRECOVER_ON_DIVERGENCE"
+AFTER_DIVERGENCE = ("go_on", "stop")
+"""What a session does once a resume has proven to be another history than the one before."""
+
 MOST_DOUBLINGS = 64
 """Of the delay: far beyond any cap, and no overflow after that."""
 
@@ -59,6 +63,7 @@ class Policy(Treatment, frozen=True):
     further files that may hold output."""
 
     causes: dict[str, Treatment] = {}
+    on_divergence: Literal["go_on", "stop"] = "go_on"
     patterns: tuple[Pattern, ...] = ()
     logs: tuple[str, ...] = ()
 
@@ -151,6 +156,8 @@ def _over(last: Ended) -> str:
         return ": done"
     if last.cause == "fenced":
         return ": the run was taken over"
+    if last.cause == "diverged":
+        return ": its resume was not the run before, and the policy stops for that"
     if last.cause == "unusable" or (last.code in (126, 127) and not last.restored):
         return ": the command cannot be run"
     return ""

@@ -134,6 +134,7 @@ class PolicyFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     patterns: tuple[OwnPattern, ...] = ()
     logs: tuple[str, ...] = ()
     hang_timeout: HangTimeout | None = None
+    on_divergence: Literal["go_on", "stop"] = "go_on"
 
     def policy(self, max_restarts: int | None = None, initial: float | None = None) -> Policy:
         """The policy in force. What the command line says goes before the file, for all causes."""
@@ -157,7 +158,13 @@ class PolicyFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
             )
             for one in self.patterns
         )
-        return Policy(**common, causes=causes, patterns=patterns, logs=self.logs)
+        return Policy(
+            **common,
+            causes=causes,
+            patterns=patterns,
+            logs=self.logs,
+            on_divergence=self.on_divergence,
+        )
 
 
 def _values(retry: Retry) -> dict[str, Any]:
@@ -241,6 +248,8 @@ def written(policy: Policy, hang_timeout: HangTimeout | None = None) -> dict[str
         ]
     if policy.logs:
         found["logs"] = list(policy.logs)
+    if policy.on_divergence != "go_on":
+        found["on_divergence"] = policy.on_divergence
     if hang_timeout is not None:
         found["hang_timeout"] = hang_timeout.text
     return found

@@ -7,6 +7,7 @@ verdict, are the callers': the session while it trains, `resumes` from a journal
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import pairwise
 from typing import NamedTuple
 
 from walrecover.entries import AttemptEntry, Entry, attempts
@@ -56,6 +57,7 @@ class Proof:
         self.states: list[int] = []
         self.diverged: ResumeDiverged | None = None
         self.unlike = ""
+        self._passed = False
 
     def restored_other(self, found: Difference) -> ResumeDiverged | None:
         """The state given back is not the one that was saved."""
@@ -64,6 +66,7 @@ class Proof:
     def completed(self, step: int, facts: Facts) -> ResumeDiverged | None:
         """A step was executed again; what it differs in, if it is the first to differ."""
         past = self.past.get(step)
+        self._passed = self._passed or step > self.last
         if past is None or self._is_told:
             return None
         ground = self.ground
@@ -129,8 +132,8 @@ class Proof:
 
     @property
     def is_over(self) -> bool:
-        """Whether nothing is left to compare."""
-        return self._is_told or self.last_compared >= self.last
+        """Whether nothing is left to compare: what belongs to the last step comes behind it."""
+        return self._is_told or self._passed or not self.past
 
     def verdict(self, missing: str = "") -> Verdict:
         """What is known now. `missing`: why there is less of the past than there was."""
@@ -167,15 +170,16 @@ def predecessors(
     itself diverged, began anew or left out samples on purpose lies another history, which this one
     need not equal: nobody is told twice of one divergence.
     """
-    before = [entry for entry in attempts(list(entries)) if entry.number <= number]
-    if not before or before[-1].number != number or _turns(before[-1]):
+    known = [entry for entry in attempts(list(entries)) if entry.number <= number]
+    if not known or known[-1].number != number:
         return
-    for entry in reversed(before[:-1]):
-        yield entry
-        if entry.number in diverged or _turns(entry):
+    for entry, older in pairwise(reversed(known)):
+        if (entry.number != number and entry.number in diverged) or _turns(entry, older):
             return
+        yield older
 
 
-def _turns(entry: AttemptEntry) -> bool:
-    """Whether the attempt's history is meant to be another one."""
-    return entry.plan.fresh or entry.plan.rewind is not None
+def _turns(entry: AttemptEntry, older: AttemptEntry) -> bool:
+    """Whether the attempt's history was meant to be another one than that of the one before it."""
+    plan = entry.plan
+    return plan.fresh or plan.rewind is not None or plan.skips != older.plan.skips

@@ -149,15 +149,17 @@ def rewound(run: RunDir, entries: Many[Entry], why: str) -> Plan:
     older = verdict.base is not None
     if not older and not (known and not verdict.rejected and not model.retired(entries)):
         verdict = choose(run, entries)
-        if verdict.base is None:
-            return _plan(verdict, model.skips(entries))
+        if verdict.rejected and verdict.base is None:
+            raise Corrupt(_nothing_verifies(run, verdict.rejected))
     base = verdict.base.step if verdict.base else 0
     left = tuple(
         Rejected(ref.step, ref.attempt, ref.manifest, f"left behind: {why}")
         for ref in (commit.snapshot for commit in live)
         if (older or not verdict.base) and ref.step >= before
     )
-    skips = rewinding.left_out(run, entries, base, bad.step, last)
+    skips = model.skips(entries)
+    if why in rewinding.BY_DATA:
+        skips = rewinding.left_out(run, entries, base, bad.step, last)
     return _plan(verdict._replace(rejected=(*left, *verdict.rejected)), skips, bad)
 
 
@@ -316,13 +318,13 @@ def progress(run: RunDir, entry: AttemptEntry) -> tuple[bool, int]:
     return restored, max((record.last_step for record in records.values()), default=0)
 
 
-def records_of(run: RunDir, entry: AttemptEntry) -> dict[str, StreamRecord]:
-    """What the ranks of this attempt journaled, by writer."""
+def records_of(run: RunDir, entry: AttemptEntry, writer: str = "rank-") -> dict[str, StreamRecord]:
+    """What the ranks of this attempt journaled, by writer; or that one alone."""
     streams = [
         (stream, path)
         for stream, path in find_streams(run.journal)
         if (stream.attempt, stream.nonce) == (entry.number, entry.nonce)
-        and stream.writer.startswith("rank-")
+        and (stream.writer == writer or (writer == "rank-" and stream.writer.startswith(writer)))
     ]
     return {key.writer: record for key, record in _records(streams).items()}
 

@@ -1,6 +1,6 @@
-"""Reading the steps of a run's streams for the comparison of resumes.
+"""The verdicts on a run's resumes, from its streams.
 
-Owns finding a step's events without reading what lies before them. Reads only.
+Owns finding a step's events without reading what lies before them; `overlap` judges. Reads only.
 """
 
 from __future__ import annotations
@@ -8,11 +8,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from walrecover import entries as model
+from walrecover import recovery
 from walrecover.errors import WalrecoverError
 from walrecover.events import StepCompleted
 from walrecover.journal import Reader
 from walrecover.overlap import Judged, Steps, judge
 from walrecover.rundir import RunDir
+from walrecover.sequence import Sequence
 from walrecover.state import StreamKey
 
 NEAR = 256
@@ -35,6 +38,14 @@ def steps_of(run: RunDir) -> Steps:
             return
 
     return steps
+
+
+def verdicts(run: RunDir) -> list[Judged]:
+    """The verdict on each resume of a run. Where there was none, no stream is read."""
+    entries = Sequence(run.sequence).read()
+    if len(model.attempts(entries)) < 2:
+        return []
+    return judge(recovery.fold_run(run, entries), steps_of(run))
 
 
 def _between(reader: Reader, first: int, last: int) -> Iterator[Any]:
@@ -68,4 +79,4 @@ def _step_behind(reader: Reader, lsn: int, upto: int) -> int | None:
     return None
 
 
-__all__ = ["Judged", "judge", "steps_of"]
+__all__ = ["Judged", "judge", "steps_of", "verdicts"]

@@ -17,6 +17,9 @@ from walrecover.losses import Watch
 from walrecover.rundir import RunDir
 from walrecover.skips import Standing
 
+BY_DATA = ("numeric", "data")
+"""Causes for which what was read may be to blame: only then a rewind leaves it out."""
+
 
 def judged(run: RunDir, entries: Many[Entry], why: str) -> tuple[Rewind, int]:
     """What was bad in the newest attempt, and the last step that it completed.

@@ -23,7 +23,7 @@ RNG, STATE = "the random state of ", "the state of "
 DATA = (("consumed", SAMPLES), ("batch", BATCH))
 """Of the data, beside the position: compared where both executions give it."""
 
-ALL = frozenset({"position", "data", "rng", "lr", "scalars"})
+ALL = frozenset({"position", "consumed", "batch", "rng", "lr", "scalars"})
 
 
 class Facts(NamedTuple):
@@ -87,10 +87,9 @@ def differences(
     """
     if "position" in compared and before.position != after.position:
         yield Difference(POSITION, str(before.position), str(after.position))
-    if "data" in compared:
-        for name, said in DATA:
-            if before.more.get(name) and after.more.get(name):
-                yield from _one(before.more[name], after.more[name], said)
+    for name, said in DATA:
+        if name in compared and before.more.get(name) and after.more.get(name):
+            yield from _one(before.more[name], after.more[name], said)
     if "rng" in compared:
         for name in sorted(before.rng.keys() & after.rng.keys()):
             if name in used and before.rng[name] != after.rng[name]:

@@ -20,10 +20,7 @@ def said(verdict: Verdict) -> str:
     if isinstance(verdict, ResumeUnproven):
         return f"resume not proven: {verdict.reason}"
     if isinstance(verdict, ResumeDiverged):
-        where = f"diverged at step {verdict.step}: {verdict.what}"
-        values = f"was {verdict.before}, is {verdict.after}"
-        of = f" in attempt {verdict.attempt}" if verdict.attempt else ""
-        return f"resume {where} {values.replace(', is', of + ', is')}{_tier(verdict)}"
+        return _first_difference(verdict) + _tier(verdict)
     proofs = []
     if verdict.to_step:
         proofs.append(f"steps {verdict.from_step} to {verdict.to_step} are what they were")
@@ -37,6 +34,17 @@ def said(verdict: Verdict) -> str:
     if not verdict.to_step:
         proofs.append("no step was done twice")
     return f"resume {done}: {'; '.join(proofs)}{_tier(verdict)}"
+
+
+def _first_difference(one: ResumeDiverged) -> str:
+    if one.attempt:
+        return (
+            f"resume diverged at step {one.step}: {one.what} was {one.before} in attempt "
+            f"{one.attempt}, is {one.after}"
+        )
+    return (
+        f"resume diverged at step {one.step}: {one.what} was saved as {one.before}, is {one.after}"
+    )
 
 
 def _tier(verdict: ResumeVerified | ResumeDiverged) -> str:

@@ -11,7 +11,19 @@ import platform
 
 from tests.bench.measure import show
 
-BENCHMARKS = ("journal", "step", "snapshot", "arena", "start", "recovery", "restart", "supervisor")
+BENCHMARKS = (
+    "journal",
+    "step",
+    "snapshot",
+    "arena",
+    "start",
+    "recovery",
+    "restart",
+    "supervisor",
+    "data",
+    "audit",
+    "ledger",
+)
 
 
 def main() -> int:

@@ -58,8 +58,9 @@ def names(folder: Path) -> list[str]:
 
 
 def test_a_script_that_attaches_all_of_its_state_is_identical(tmp_path: Path) -> None:
-    done = rehearse(tmp_path, "--kills", "3")
+    done = rehearse(tmp_path, "--kills", "3", "--determinism")
     assert done.code == 0, done.out + done.err
+    assert "deterministic by itself: 60 steps twice, the same bits (blake3:" in done.err
     assert done.out.startswith("identical after 60 steps: final weights blake3:")
     flows = [line for line in done.err.splitlines() if line.startswith("  → ")]
     kills = [line for line in done.err.splitlines() if line.startswith("kill ")]
@@ -86,6 +87,20 @@ def test_a_script_that_is_not_deterministic_differs_from_its_first_such_step(
     (kept,) = tmp_path.glob(".walrecover-rehearsal-*")
     assert f"what the command printed is kept in {kept}" in done.err
     assert names(kept) == [".gitignore", "calm.log", "killed.log"]
+
+
+def test_a_script_that_is_not_deterministic_is_told_so_before_anything_is_killed(
+    tmp_path: Path,
+) -> None:
+    done = rehearse(tmp_path, "--determinism", "--keep", "kept", fault="random")
+    assert done.code == 1
+    first, *causes = done.out.splitlines()
+    assert first.startswith("not deterministic by itself, without any crash: different from step 3")
+    assert ": loss is " in first
+    assert all(line.startswith("  a usual cause: ") for line in causes)
+    assert "nobody seeds" in done.out
+    assert "kill 1" not in done.err
+    assert names(tmp_path / "kept") == ["calm", "calm.log", "twin", "twin.log"]
 
 
 def test_a_scheduler_that_was_not_attached_shows_in_the_learning_rate(tmp_path: Path) -> None:

@@ -119,6 +119,45 @@ def test_compare_refuses_what_has_nothing_in_common(run: RunDir) -> None:
     answer = walrecover(run.root, "compare", "train", "empty")
     assert (answer.code, answer.out) == (2, "")
     assert "have no step in common" in answer.err
+    answer = walrecover(run.root, "compare", "train", "train")
+    assert (answer.code, answer.out) == (2, "")
+    assert "train is one run" in answer.err
+
+
+def test_two_forks_of_one_run_are_compared_from_where_they_part(run: RunDir) -> None:
+    for at in ("4", "6"):
+        walrecover(run.root, "fork", "train", "--at", at)
+        train(RunDir(run.root, f"train-at-{at}"), 9)
+    answer = walrecover(run.root, "compare", "train-at-4", "train-at-6")
+    assert answer.code == 0, answer
+    assert "one history through step 4" in answer.out
+    assert "no difference through step 9" in answer.out
+
+
+def test_every_other_command_takes_a_fork_for_a_run(run: RunDir, tmp_path: Path) -> None:
+    walrecover(run.root, "fork", "train", "--at", "6", "--name", "b")
+    assert walrecover(run.root, "verify", "b").code == 0
+    replayed = walrecover(run.root, "replay", "b", "--into", str(tmp_path / "out"), "--json").json
+    assert replayed["recovery_point"]["step"] == 6
+    assert walrecover(run.root, "diff", "b@6", "train@6").code == 0
+    rows = walrecover(run.root, "status", "--json").json["runs"]
+    assert {row["run"]: row["recovery_point"] for row in rows} == {"b": 6, "train": 8}
+    path = next((run.root / "runs" / "b" / "snapshots").rglob("rank-00000.msgpack"))
+    data = path.read_bytes()
+    path.unlink()
+    path.write_bytes(data[:-1])
+    assert walrecover(run.root, "verify", "b").code == 1
+    assert walrecover(run.root, "verify", "train").code == 0
+
+
+def test_replay_at_does_not_know_what_came_later(run: RunDir) -> None:
+    later = walrecover(run.root, "replay", "train", "--at", "3", "--json").json
+    assert (later["recovery_point"]["step"], later["last_step"], later["lost_steps"]) == (2, 3, 1)
+    walrecover(run.root, "fork", "train", "--at", "6")
+    answer = walrecover(run.root, "replay", "train-at-6", "--at", "5")
+    assert answer.code == 2
+    assert "step 5 was made by run train, from which train-at-6 was forked at step 6" in answer.err
+    assert walrecover(run.root, "replay", "train-at-6", "--at", "6").code == 0
 
 
 def test_show_at_tells_what_was_known_then(run: RunDir) -> None:

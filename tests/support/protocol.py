@@ -94,7 +94,7 @@ def capture(
             "own frozen": tensor(frozen(rank)),
         },
         shared=frozenset({"weights", "tied", "frozen"}),
-        tree=["d", [["step", step], ["rank", rank]]],
+        tree={"objects": {}, "step": step, "rank": rank},
         writer=f"rank-{rank}",
         events_after=after,
     )

@@ -138,3 +138,18 @@ def test_torchruns_own_restarts_belong_to_the_attempt_above_them(run: RunDir) ->
         launch.train(6)
     (ended,) = inherits(run).ended
     assert (ended.attempt, ended.steps) == (1, 6)
+
+
+def test_how_often_a_run_went_back_is_counted_over_its_supervisors(run: RunDir) -> None:
+    old = supervisor("old", 1)
+    attempt(run, old, crashed(), decided("rewind"))
+    attempt(run, old, crashed(), decided("rewind"))  # it went back once
+    history = inherits(run)  # and again
+    assert [ended.rewinds for ended in history.ended] == [0, 1]
+    entry = recovery.begin_attempt(run, supervisor("new", 99)).entry
+    history.take(entry, Ending(code=1), [], Verdict("numeric", "", "numeric"), asked=False)
+    assert history.ended[-1].rewinds == 2
+    policy = Policy(action="rewind", max_rewinds=2)
+    assert "it has gone back 2 times" in decide_restart(0.0, history.ended, policy).reason
+    anew = inherits(run, resume="never")
+    assert anew.ended == []

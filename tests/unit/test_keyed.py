@@ -19,7 +19,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from walrecover.data import GlobalBatchSampler
-from walrecover.torch_adapter import keyed, loaders, rng
+from walrecover.torch_adapter import keyed, loaders, rng, twisters
 from walrecover.torch_adapter.keyed import Pass
 
 SAMPLES = 40
@@ -123,6 +123,40 @@ def test_the_trainings_generators_are_left_alone() -> None:
     with pytest.raises(OSError, match="the disk"):
         next(reading)
     assert rng.capture() == before
+
+
+def test_the_states_of_a_key_are_a_format_whichever_way_they_are_set(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Also where this Python's or NumPy's generator is not found in memory."""
+
+    def drawn() -> list[float]:
+        rng.seed(b"walrecover seeds 1/0/0/0/0/0")
+        values = [random.random(), float(np.random.rand()), float(torch.rand(()))]
+        return [*values, random.gauss(0, 1), float(np.random.randn())]
+
+    expected = pytest.approx(KEYED, abs=0, rel=1e-15)
+    assert drawn() == expected
+    before = rng.capture()
+    rng.seeded(b"another", lambda _: drawn(), None)
+    assert rng.capture() == before
+    monkeypatch.setattr(twisters, "python", lambda: None)
+    monkeypatch.setattr(twisters, "numpy", lambda module: None)
+    random.gauss(0, 1)
+    np.random.randn()
+    assert drawn() == expected
+    before = rng.capture()
+    rng.seeded(b"another", lambda _: drawn(), None)
+    assert rng.capture() == before
+
+
+KEYED = [
+    0.8463327508103375,
+    0.8949543837435462,
+    0.9502950310707092,
+    0.7209088742588838,
+    -0.4101292676835136,
+]
 
 
 def test_a_shuffling_sampler_draws_from_the_trainings_generator_as_ever() -> None:

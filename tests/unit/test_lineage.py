@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import msgspec
+
 from tests.support.protocol import attempt, committed, reference
 from walrecover.entries import Ancestor, AttemptEntry, Entry, OriginEntry
-from walrecover.lineage import history, superseded_from
+from walrecover.lineage import history, superseded_from, worlds_between
 
 PARENT: list[Entry] = [
     attempt(1),
@@ -59,3 +61,33 @@ def test_a_fork_supersedes_nothing_that_its_parent_logged() -> None:
     mine, again = attempt(3, reference(6, 2)), attempt(4, reference(6, 2))
     assert superseded_from([origin, mine], mine) is None
     assert superseded_from([origin, mine, again], again) == 7
+
+
+def resumed(number: int, step: int, of: int, ranks: int) -> AttemptEntry:
+    """An attempt from a snapshot that so many ranks of an older one had saved."""
+    entry = attempt(number, reference(step, of))
+    return msgspec.structs.replace(entry, plan=msgspec.structs.replace(entry.plan, ranks=ranks))
+
+
+WORLDS: list[Entry] = [
+    attempt(1),  # of 2 ranks
+    resumed(2, 4, 1, 2),  # of 3
+    resumed(3, 4, 1, 2),  # of 3, from the same base
+    resumed(4, 4, 1, 2),  # of 1
+    resumed(5, 6, 4, 1),  # of 3
+    resumed(6, 5, 1, 2),  # of 3, from an older snapshot of the first attempt
+    resumed(7, 6, 6, 3),  # of 3
+]
+
+
+def test_attempts_from_the_same_base_have_no_other_world_between_them() -> None:
+    assert worlds_between(WORLDS, 2, 3) == frozenset()
+    assert worlds_between(WORLDS, 6, 7) == {3}
+
+
+def test_another_world_on_either_way_to_the_common_past_lies_between() -> None:
+    assert worlds_between(WORLDS, 3, 5) == {1}
+    assert worlds_between(WORLDS, 2, 6) == {2}  # step 5 was made by 2 ranks, and by 3
+    assert worlds_between(WORLDS, 1, 2) == {2}
+    assert worlds_between(WORLDS, 4, 7) == {2, 3}
+    assert worlds_between(WORLDS, 1, 99) == frozenset()

@@ -29,6 +29,10 @@ def test_a_loss_that_is_not_finite_is_bad_at_once(name: str, bad: float) -> None
     assert course([1.0, 2.0, bad, 1.0], name) == (3, f"{name} is {bad} at step 3")
 
 
+def test_a_name_gives_no_orders_to_a_terminal() -> None:
+    assert course([math.nan], "\x1b[2Jloss") == (1, "'\\x1b[2Jloss' is nan at step 1")
+
+
 def test_other_scalars_may_be_what_they_like() -> None:
     """A gradient norm is infinite at every step that a GradScaler skips."""
     assert course([1.0, math.inf, math.nan], "grad_norm") is None

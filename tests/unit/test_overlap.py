@@ -12,6 +12,7 @@ from walrecover.entries import (
     Entry,
     Holder,
     Plan,
+    Rewind,
     SnapshotRef,
 )
 from walrecover.overlap import judge
@@ -53,12 +54,20 @@ def commit(step: int, by: int) -> CommitEntry:
     return CommitEntry("id", 0.0, snapshot(step, by))
 
 
-def judged(entries: list[Entry], streams: Streams) -> dict[tuple[int, int], ev.Event]:
-    """The verdicts by attempt and rank."""
+def judged(
+    entries: list[Entry], streams: Streams, worlds: Mapping[int, int] = {}
+) -> dict[tuple[int, int], ev.Event]:
+    """The verdicts by attempt and rank. `worlds`: how many ranks an attempt had."""
     held = {
         StreamKey(number, f"n{number}", f"rank-{rank}"): [
             ev.AttemptBegun(
-                run="r", attempt=number, nonce=f"n{number}", writer=f"rank-{rank}", code=CODE
+                run="r",
+                attempt=number,
+                nonce=f"n{number}",
+                writer=f"rank-{rank}",
+                rank=rank,
+                world=worlds.get(number, 3),
+                code=CODE,
             ),
             *events,
         ]
@@ -102,6 +111,14 @@ def test_each_rank_has_its_own_verdict() -> None:
     assert isinstance(found[2, 0], ev.ResumeVerified)
     assert isinstance(found[2, 1], ev.ResumeDiverged)
     assert found[2, 1].what == "the batch"
+
+
+def test_the_journal_of_a_rank_is_missing_only_where_there_was_such_a_rank() -> None:
+    given_back = ev.ResumeVerified(base=10, tier="exact", restored=B)
+    streams: Streams = {(1, 0): steps(1, 15), (2, 1): [given_back, *steps(11, 20)]}
+    missing = judged(RESUMED, streams, {1: 2})[2, 1]
+    assert missing == ev.ResumeUnproven(reason="the journal of attempt 1 is missing")
+    assert judged(RESUMED, streams, {1: 1})[2, 1] == given_back
 
 
 def test_scalars_that_arrived_later_are_compared_too() -> None:
@@ -184,6 +201,18 @@ def test_a_start_from_the_beginning_is_compared_but_never_called_diverged() -> N
 def test_a_start_that_was_to_be_anew_has_nothing_to_prove() -> None:
     entries: list[Entry] = [attempt(1), attempt(2, fresh=True)]
     assert judged(entries, {(1, 0): steps(1, 5), (2, 0): steps(1, 9, batch=B)}) == {}
+
+
+def test_an_attempt_that_goes_back_is_another_history() -> None:
+    """It leaves data out, so its steps are not those that it replaces; a resume of it is proven by
+    what it did itself."""
+    back = Rewind(12, "loss is nan at step 12")
+    entries = [attempt(1), commit(10, 1), attempt(2, snapshot(10, 1), rewind=back)]
+    streams = {(1, 0): steps(1, 15), (2, 0): [STATE, *steps(11, 15, batch=B)]}
+    assert judged(entries, streams)[2, 0] == STATE
+    entries.append(attempt(3, snapshot(10, 1)))
+    verdict = judged(entries, {**streams, (3, 0): steps(11, 20, batch=B)})[3, 0]
+    assert isinstance(verdict, ev.ResumeVerified) and verdict.to_step == 15
 
 
 # --- what the session has said, and what is missing ---------------------------------------------

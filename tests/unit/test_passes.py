@@ -126,6 +126,22 @@ def test_each_pass_has_its_epoch_and_its_draws_also_when_resumed(
     check(script)
 
 
+def test_a_pass_that_is_gone_through_again_is_the_one_it_was() -> None:
+    """Samples are read ahead, without steps, and trained on in another loop: resumed there, the
+    same are read again."""
+
+    def script(host: Host) -> Iterator[Any]:
+        it = loader()
+        for _ in host.loop(range(3)):
+            seen = list(host.loop(it))
+            for number in host.loop(range(2)):
+                yield host.step(), seen[number]
+
+    _, done = run(script)
+    assert distinct(done)
+    check(script)
+
+
 def test_with_workers_every_resume_draws_what_it_drew() -> None:
     def script(host: Host) -> Iterator[Any]:
         it = loader(num_workers=2)

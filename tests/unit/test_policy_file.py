@@ -82,6 +82,13 @@ def test_a_cause_that_is_named_is_not_bound_by_on_errors() -> None:
     assert policy.of("data").on_errors == policy.on_errors
 
 
+def test_how_often_a_run_may_go_back_can_be_said() -> None:
+    policy = parse(b"causes: {numeric: {action: rewind, max_rewinds: 1}}").policy()
+    assert (policy.of("numeric").max_rewinds, policy.of("data").max_rewinds) == (1, 3)
+    with pytest.raises(BadInput, match=r"\$\.causes\.numeric\.max_rewinds"):
+        parse(b"causes: {numeric: {max_rewinds: -1}}")
+
+
 def test_the_command_line_goes_before_the_file_for_all_causes() -> None:
     policy = parse(FULL).policy(max_restarts=0, initial=7.0)
     assert {one.max_restarts for one in (policy, *policy.causes.values())} == {0}
@@ -162,6 +169,7 @@ def test_the_schema_describes_what_is_read() -> None:
         "patterns",
         "logs",
         "hang_timeout",
+        "on_divergence",
     }
     assert top["additionalProperties"] is False
     retry = found["$defs"]["Retry"]["properties"]

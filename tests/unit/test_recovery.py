@@ -549,6 +549,17 @@ def test_a_rewind_goes_back_to_before_the_loss_went_bad_and_leaves_out_what_was_
     )
 
 
+def test_a_snapshot_of_the_bad_step_itself_is_not_before_it(run: RunDir) -> None:
+    refs = trained(run, 2, 4, 6, bad=6, last=7)
+    assert begin(run, rewind="numeric").base == refs[1]
+
+
+def test_data_is_left_out_only_where_it_may_be_to_blame(run: RunDir) -> None:
+    trained(run, 2, 4, last=5)
+    assert begin(run, rewind="crash").skips == ()
+    assert begin(run, rewind="data").skips != ()
+
+
 def test_what_is_left_out_reaches_back_to_the_base_over_the_end_of_a_pass(run: RunDir) -> None:
     trained(run, STEPS - 2, bad=STEPS + 1, last=STEPS + 1)
     assert [(s.epoch, s.begin, s.end) for s in begin(run, rewind="numeric").skips] == [

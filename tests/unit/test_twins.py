@@ -9,7 +9,7 @@ import pytest
 
 from walrecover.consumed import Consumed
 from walrecover.events import Code, ResumeDiverged, ResumeUnproven, ResumeVerified, StepCompleted
-from walrecover.tiers import BOUND, ground
+from walrecover.tiers import BOUND, OWN_WORKERS, ground
 from walrecover.twins import differences, facts_of, near, objects_that_differ
 from walrecover.verdicts import is_good, said
 
@@ -135,7 +135,6 @@ def test_the_same_machine_and_versions_give_an_exact_verdict() -> None:
         ({"threads": 1}, "threads was 2, is 1"),
         ({"libraries": {"torch": "2.14.0"}}, "torch was 2.13.0, is 2.14.0"),
         ({"inexact": ("cudnn.benchmark is on",)}, "cudnn.benchmark is on"),
-        ({"world": 3}, "world size was 2, is 3"),
     ],
 )
 def test_what_may_change_bits_makes_it_tolerant_and_is_named(
@@ -146,11 +145,26 @@ def test_what_may_change_bits_makes_it_tolerant_and_is_named(
     assert not found.states
 
 
+def test_where_workers_draw_as_they_like_batches_and_losses_are_not_held_to_be_the_same() -> None:
+    found = ground(CODE, code(inexact=(OWN_WORKERS,)))
+    assert (found.tier, found.why) == ("tolerant", (OWN_WORKERS,))
+    assert names(step(), step(batch=B, scalars={"loss": 9.0}), compared=found.compared) == []
+    assert names(step(), step(lr=(0.5,)), compared=found.compared) == ["the learning rate"]
+    other = step(consumed=(Consumed(0, 1, ((1, 9),), A),))
+    assert names(step(), other, compared=found.compared) != []
+
+
 def test_over_a_changed_world_only_what_does_not_depend_on_it_is_compared() -> None:
-    compared = ground(CODE, code(world=3)).compared
-    assert (
-        names(step(), step(position=(9,), batch=B, scalars={"loss": 9.0}), compared=compared) == []
-    )
+    between = ground(CODE, CODE, worlds={CODE.world, 3})
+    assert (between.tier, between.states) == ("tolerant", False)
+    assert between.why == (f"world size was 3 in between, is {CODE.world}",)
+    assert ground(CODE, CODE, worlds={CODE.world}).tier == "exact"
+    changed = ground(CODE, code(world=3))
+    assert (changed.tier, changed.why) == ("tolerant", ("world size was 2, is 3",))
+    assert changed.bound == 0  # no loss is compared, and none is said to be
+    compared = changed.compared
+    assert names(step(), step(batch=B, scalars={"loss": 9.0}), compared=compared) == []
+    assert names(step(), step(position=(9,)), compared=compared) == ["the data position"]
     assert names(step(), step(lr=(0.5,)), compared=compared) == ["the learning rate"]
 
 

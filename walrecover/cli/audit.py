@@ -7,11 +7,13 @@ from itertools import groupby
 from typing import Any
 
 import click
+import msgspec
 
-from walrecover import auditing
+from walrecover import auditing, resumes, verdicts
 from walrecover.cli.options import as_json, directory, journal_dir, resolve, run_argument
 from walrecover.cli.output import harmless, write_json, write_table
 from walrecover.intervals import Stretch
+from walrecover.resumes import Judged
 from walrecover.tiling import Judgement, Report
 
 SHOWN_STRETCHES = 8
@@ -36,8 +38,8 @@ _SENTENCES = {
 @click.command(
     "audit",
     help="Prove from the journal that the surviving history consumed every sample exactly once, "
-    "over all crashes, rewinds, forks and world sizes, or list the positions. Exit code 1 where it "
-    "did not, or where the journal cannot prove it.",
+    "over all crashes, rewinds, forks and world sizes, or list the positions; and that each resume "
+    "went on as the same run. Exit code 1 where it did not, or where the journal cannot prove it.",
 )
 @run_argument
 @directory
@@ -45,12 +47,13 @@ _SENTENCES = {
 @as_json
 def command(run: str | None, directory: str | None, journal_dir: str | None, as_json: bool) -> int:
     found = resolve(run, directory, journal_dir)
-    judgement = auditing.audit(found)
+    judgement, proofs = auditing.audit(found), resumes.verdicts(found)
     if as_json:
-        write_json({"run": found.name, **body(judgement)})
+        write_json({"run": found.name, **body(judgement), "resumes": list(map(_resume, proofs))})
     else:
-        _print(found.name, judgement)
-    return 0 if judgement.verdict == "ok" else 1
+        _print(found.name, judgement, proofs)
+    proven = all(verdicts.is_good(one.verdict) for one in proofs)
+    return 0 if judgement.verdict == "ok" and proven else 1
 
 
 def body(judgement: Judgement) -> dict[str, Any]:
@@ -60,6 +63,17 @@ def body(judgement: Judgement) -> dict[str, Any]:
         "passes": [_pass(report) for report in judgement.reports],
         "unproven": list(judgement.unproven),
     }
+
+
+def _resume(one: Judged) -> dict[str, Any]:
+    """`verdict`: verified, diverged or unproven, and what its event says."""
+    fields = msgspec.to_builtins(one.verdict)
+    kind = fields.pop("type").removeprefix("Resume").lower()
+    for name in ("at", "restored"):
+        fields.pop(name, None)
+    if getattr(one.verdict, "restored", None):
+        fields["restored"] = one.verdict.restored.hex()  # type: ignore[union-attr]
+    return {"attempt": one.attempt, "rank": one.rank, "verdict": kind, **fields}
 
 
 def _pass(report: Report) -> dict[str, Any]:
@@ -85,7 +99,7 @@ def _pass(report: Report) -> dict[str, Any]:
     }
 
 
-def _print(run: str, judgement: Judgement) -> None:
+def _print(run: str, judgement: Judgement, proofs: Sequence[Judged]) -> None:
     write_table(
         f"run {run}",
         ["reader", "pass", "steps", "positions", "consumed", "verdict"],
@@ -94,6 +108,8 @@ def _print(run: str, judgement: Judgement) -> None:
     for report in judgement.reports:
         for line in _remarks(report):
             print(harmless(f"reader {report.source}, pass {report.epoch}{_ranks(report)}: {line}"))
+    for one in proofs:
+        print(harmless(f"attempt {one.attempt}, rank {one.rank}: {verdicts.said(one.verdict)}"))
     for sentence in judgement.unproven:
         print(harmless(f"not proved: {sentence}"))
     print(f"{judgement.verdict}: {_SENTENCES[judgement.verdict]}")

@@ -49,6 +49,8 @@ class Side:
 @journal_dir
 @as_json
 def command(a: str, b: str, directory: str | None, journal_dir: str | None, as_json: bool) -> int:
+    if a == b:
+        raise BadInput(f"{a} is one run: compare it with another")
     sides = Side(resolve(a, directory, journal_dir)), Side(resolve(b, directory, journal_dir))
     common = histories.shared(sides[0].history, sides[1].history)
     ranks = sorted(set(sides[0].ranks) & set(sides[1].ranks))

@@ -10,7 +10,7 @@ import msgspec
 
 from walrecover import skips as skipping
 from walrecover.cli.options import as_json, directory, journal_dir, resolve
-from walrecover.cli.output import write_json
+from walrecover.cli.output import harmless, write_json
 from walrecover.entries import Ancestor
 from walrecover.errors import BadInput
 from walrecover.fork import Forked, fork
@@ -99,7 +99,7 @@ def _print(made: Forked, body: dict[str, Any]) -> None:
     if made.origin.skips:
         click.echo(f"left out: {skipping.told(made.origin.skips)}")
     for gap in made.gaps:
-        click.echo(f"lost from the journal: {gap}")
+        click.echo(f"lost from the journal: {harmless(gap)}")
     root = made.run.root
     there = "" if root == find_root(None) else f"--dir {shlex.quote(str(root))} "
     click.echo(f"go on with: walrecover run {there}--name {body['run']} -- python train.py")

@@ -35,6 +35,12 @@ from walrecover.cli.options import as_json
     metavar="DIR",
     help="Keep both runs in this directory, which must be empty.",
 )
+@click.option(
+    "--determinism",
+    is_flag=True,
+    help="Run it undisturbed twice first: whether it is the same by itself, and if not, which step "
+    "and quantity differ first, and what usually makes them.",
+)
 @as_json
 @click.argument("cmd", nargs=-1, required=True, type=click.UNPROCESSED, metavar="-- CMD…")
 def command(
@@ -42,10 +48,19 @@ def command(
     seed: int | None,
     every: str | None,
     keep: Path | None,
+    determinism: bool,
     as_json: bool,
     cmd: tuple[str, ...],
 ) -> int:
     from walrecover.rehearse import rehearse
 
     drawn = secrets.randbelow(1 << 32) if seed is None else seed
-    return rehearse(cmd, kills=kills, seed=drawn, every=every, keep=keep, json=as_json)
+    return rehearse(
+        cmd,
+        kills=kills,
+        seed=drawn,
+        every=every,
+        keep=keep,
+        determinism=determinism,
+        json=as_json,
+    )

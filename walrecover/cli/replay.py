@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from walrecover import recovery
+from walrecover.asof import as_of
 from walrecover.cli.options import as_json, directory, journal_dir, resolve, run_argument
 from walrecover.cli.output import write_json
 from walrecover.entries import Rejected, SnapshotRef
@@ -32,7 +33,7 @@ from walrecover.state import RunState
     "at",
     type=click.IntRange(min=0),
     metavar="STEP",
-    help="The newest snapshot at or before this step.",
+    help="As it was known at this step, and the newest kept snapshot at or before it.",
 )
 @click.option(
     "--into",
@@ -53,6 +54,8 @@ def command(
     entries = Sequence(found.sequence).read()
     verdict = recovery.choose(found, entries, at=at)
     state = recovery.fold_run(found, entries)
+    if at is not None:
+        state = as_of(state, at, found.name)
     body = answer(found, state, verdict, at)
     if into is not None and verdict.base is not None:
         from walrecover.cli.export_state import write_state

@@ -12,7 +12,7 @@ from walrecover import skips as skipping
 from walrecover.asof import as_of
 from walrecover.cli import times
 from walrecover.cli.options import as_json, directory, journal_dir, resolve, run_argument
-from walrecover.cli.output import clock, seconds, write_json
+from walrecover.cli.output import clock, harmless, seconds, write_json
 from walrecover.cli.views import flow, run_row
 
 FILES = 5
@@ -87,6 +87,8 @@ def _draw(item: dict[str, Any]) -> None:
         _stage("restored", "every object of every rank", stages["restored"])
     if stages["restored"] is not None and item["saved_by"] not in (None, item["ranks"]):
         _stage("resized", _of_ranks(item))
+    if item["proof"]:
+        _stage("proven" if "verified" in item["proof"] else "unlike", harmless(item["proof"]))
     if item["last_step"] is not None:
         _stage("trained", f"steps {item['first_step']} to {item['last_step']}")
     _draw_files(item["files"])

@@ -18,6 +18,7 @@ from walrecover.entries import AttemptEntry
 from walrecover.goodput import Goodput
 from walrecover.processes import identity, is_alive
 from walrecover.state import RunState, StreamRecord
+from walrecover.verdicts import is_good, said
 
 LAST_END = ("cause", "evidence", "decision", "reason")
 
@@ -104,6 +105,7 @@ def _attempt(state: RunState, entry: AttemptEntry) -> dict[str, Any]:
         "fingerprint": exited.fingerprint if exited else "",
         "artefacts": list(exited.artefacts) if exited else [],
         "salvaged": _salvaged(ranks),
+        "proof": _proof(ranks),
         "decision": decided.action if decided else "",
         "reason": decided.reason if decided else "",
         "environment": dict(decided.environment) if decided else {},
@@ -153,6 +155,14 @@ def _salvaged(ranks: list[StreamRecord]) -> dict[str, Any] | None:
     if not tried:
         return None
     return {name: getattr(tried[0], name) for name in ("step", "saved", "reason", "stands")}
+
+
+def _proof(ranks: list[StreamRecord]) -> str:
+    """What the ranks have journaled of their resume: the first that diverged or could not be
+    proven, else the first's own last word."""
+    told = [record.proofs[-1] for record in ranks if record.proofs]
+    worst = sorted(told, key=lambda one: (is_good(one), not isinstance(one, ev.ResumeDiverged)))
+    return said(worst[0]) if worst else ""
 
 
 def _own_word(ranks: list[StreamRecord]) -> str:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
+from walrecover.rehearse import usual
 from walrecover.rehearse.compare import Difference
 from walrecover.rehearse.flow import Flow
 from walrecover.rehearse.kill import Strike
@@ -27,7 +28,11 @@ SHOWN_FILES = 10
 
 
 class Result(NamedTuple):
-    """The rehearsal's outcome. `problems`: why it proves nothing, or not what was asked."""
+    """The rehearsal's outcome. `problems`: why it proves nothing, or not what was asked.
+
+    `deterministic`: whether two undisturbed runs were the same; None where nobody asked. If not,
+    `difference` is between these two, and nothing was killed.
+    """
 
     kills: int
     strikes: Sequence[Strike]
@@ -37,6 +42,7 @@ class Result(NamedTuple):
     files: Sequence[str]
     seconds: float
     problems: Sequence[str] = ()
+    deterministic: bool | None = None
 
     @property
     def landed(self) -> list[Strike]:
@@ -127,9 +133,12 @@ def duration(seconds: float) -> str:
     return f"{seconds * 1000:.0f} ms" if seconds < 1 else f"{seconds:.1f} s"
 
 
-def describe_difference(difference: Difference) -> str:
+def describe_difference(difference: Difference, *, itself: bool = False) -> str:
+    """`itself`: between two undisturbed runs."""
     where = "" if difference.rank == 0 else f", on rank {difference.rank}"
     values = f"{difference.calm} in the undisturbed run, {difference.killed} in the killed one"
+    if itself:
+        values = f"{difference.calm} in one run, {difference.killed} in the other"
     if difference.again:
         values = f"{difference.calm} the first time, {difference.killed} when it was done again"
     if difference.step is None:
@@ -140,6 +149,13 @@ def describe_difference(difference: Difference) -> str:
 def write_text(result: Result, say: Callable[[str], None]) -> None:
     """Notes to `say`, the verdict on stdout."""
     landed, inside = len(result.landed), result.inside
+    if result.deterministic is False and result.difference is not None:
+        found = describe_difference(result.difference, itself=True)
+        sys.stdout.write(f"not deterministic by itself, without any crash: {found}\n")
+        for cause in usual.causes(result.difference.what):
+            sys.stdout.write(f"  a usual cause: {cause}\n")
+        sys.stdout.flush()
+        return
     say(
         f"{landed} of {result.kills} kills landed while the script trained, {inside} of them in a "
         f"snapshot, in {result.seconds:.0f} s"
@@ -162,12 +178,16 @@ def write_json(result: Result) -> None:
     body = {
         "version": VERSION,
         "identical": result.identical,
+        "deterministic": result.deterministic,
+        "usual_causes": list(usual.causes(result.difference.what))
+        if result.difference is not None and result.deterministic is False
+        else [],
         "kills": [
             {"step": s.step, "phase": s.phase, "victim": s.victim, "landed": s.landed}
             for s in result.strikes
         ],
         "digest": result.digest,
-        "first_difference": _difference(result.difference),
+        "first_difference": _difference(result.difference, result.deterministic is False),
         "files": list(result.files),
         "problems": list(result.problems),
         "steps": result.steps,
@@ -177,10 +197,12 @@ def write_json(result: Result) -> None:
     sys.stdout.flush()
 
 
-def _difference(difference: Difference | None) -> dict[str, Any] | None:
+def _difference(difference: Difference | None, itself: bool) -> dict[str, Any] | None:
     if difference is None:
         return None
     first, second = ("first", "again") if difference.again else ("undisturbed", "killed")
+    if itself:
+        first, second = "one", "other"
     return {
         "step": difference.step,
         "rank": difference.rank,

@@ -53,11 +53,13 @@ def rehearse(
     seed: int,
     every: str | None = None,
     keep: Path | None = None,
+    determinism: bool = False,
     json: bool = False,
     console: Console | None = None,
 ) -> int:
     """Rehearse the crash of a command; 0 only if the killed run ended with the same bits and all
-    kills landed as they should. For the main thread. Raises BadInput, CannotRehearse and other
+    kills landed as they should. `determinism`: two undisturbed runs come first, and if they differ
+    nothing is killed. For the main thread. Raises BadInput, CannotRehearse and other
     WalrecoverErrors."""
     asked = pace.parse(every) if every else None
     if kills < 1:
@@ -67,7 +69,7 @@ def rehearse(
     with ended_by_sigterm(), scratch_directory(keep, progress.line) as scratch:
         with progress:
             rehearsal = _Rehearsal(command, kills, seed, asked, every, scratch, progress)
-            result = rehearsal.perform(began)
+            result = rehearsal.perform(began, determinism)
         scratch.failed = bool(result.problems) or result.difference is not None
     if json:
         report.write_json(result)
@@ -92,10 +94,12 @@ class _Rehearsal:
         self.scratch, self.progress = scratch, progress
         self.strikes: list[Strike] = []
 
-    def perform(self, began: float) -> Result:
+    def perform(self, began: float, determinism: bool = False) -> Result:
         here = Path.cwd()
         before = scan(here, self.scratch.path)
         calm = self._undisturbed()
+        if determinism and (result := self._twin(calm, began)) is not None:
+            return result
         between = scan(here, self.scratch.path)
         timing = readout.timing(calm)
         every = self.asked or pace_for(self.kills, timing.steps)
@@ -116,16 +120,34 @@ class _Rehearsal:
             files=written_by_both(before, between, scan(here, self.scratch.path)),
             seconds=time.monotonic() - began,
             problems=problems,
+            deterministic=True if determinism else None,
         )
 
-    # -- the undisturbed run --------------------------------------------------------------------
+    # -- undisturbed runs -----------------------------------------------------------------------
 
-    def _undisturbed(self) -> RunDir:
+    def _twin(self, calm: RunDir, began: float) -> Result | None:
+        """Undisturbed once more: what differs then is the script's own, and no crash's."""
+        self._undisturbed(again=True)
+        twin = RunDir(self.scratch.twin, calm.name)
+        difference, digest = self._compare(calm, twin, [])
+        steps = readout.timing(calm).steps
+        if difference is None:
+            self.progress.line(
+                f"deterministic by itself: {steps} steps twice, the same bits ({digest})"
+            )
+            return None
+        seconds = time.monotonic() - began
+        return Result(0, [], difference, digest, steps, [], seconds, deterministic=False)
+
+    def _undisturbed(self, *, again: bool = False) -> RunDir:
         scratch = self.scratch
-        self.progress.begin(f"rehearsing with seed {self.seed}: first undisturbed")
-        performance = Performance(
-            self.command, scratch.calm, scratch.calm_log, every=self.every, max_restarts=0
+        root, log = (scratch.twin, scratch.twin_log) if again else (scratch.calm, scratch.calm_log)
+        self.progress.begin(
+            "undisturbed once more"
+            if again
+            else f"rehearsing with seed {self.seed}: first undisturbed"
         )
+        performance = Performance(self.command, root, log, every=self.every, max_restarts=0)
         with performance, closing(Watch(performance.run, performance.pid)) as watch:
             step = 0
             while (code := performance.wait(LOOK_SECONDS)) is None:

@@ -23,8 +23,9 @@ class Scratch:
     def __init__(self, path: Path, kept: bool) -> None:
         self.path, self.kept = path, kept
         self.failed = False
-        self.calm, self.killed = path / "calm", path / "killed"
+        self.calm, self.twin, self.killed = path / "calm", path / "twin", path / "killed"
         self.calm_log, self.killed_log = path / "calm.log", path / "killed.log"
+        self.twin_log = path / "twin.log"
 
 
 @contextmanager
@@ -55,9 +56,9 @@ def scratch_directory(keep: Path | None, say: Callable[[str], None]) -> Iterator
         raise
     finally:
         if scratch.kept:
-            say(f"both runs are kept in {scratch.path}")
+            say(f"the runs are kept in {scratch.path}")
         elif scratch.failed:
-            for run in (scratch.calm, scratch.killed):
+            for run in (scratch.calm, scratch.twin, scratch.killed):
                 shutil.rmtree(run, ignore_errors=True)
             say(f"what the command printed is kept in {scratch.path}")
         else:

@@ -11,6 +11,7 @@ import shlex
 import signal
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 from walrecover import entries as model
@@ -28,10 +29,11 @@ from walrecover.sequence import Sequence
 from walrecover.session import code, dealing, restoring, settings
 from walrecover.session.disabled import DisabledRun
 from walrecover.session.meeting import Meeting
+from walrecover.session.proving import Prover
 from walrecover.session.restoring import Restored
 from walrecover.session.run import Run
 from walrecover.session.settings import Settings
-from walrecover.torch_adapter import rng
+from walrecover.torch_adapter import keyed, rng, scheduling
 from walrecover.torch_adapter.objects import Attached
 from walrecover.torch_adapter.ranks import Meeting as Ranks
 from walrecover.torch_adapter.ranks import World, world
@@ -69,6 +71,7 @@ def attach(
         raise BadInput("walrecover runs on Linux: it relies on its pidfds, prctl and link")
     began = time.monotonic()
     chosen = settings.read(name, dir, every, resume)
+    keyed.prepare(chosen.keyed)
     ranks = world()
     while _current:
         _current.pop()._close()
@@ -158,6 +161,15 @@ def _begin(
         finished=base is not None and model.finished(Sequence(run.sequence).read()),
         strict=strict,
         code=version,
+        prover=Prover(
+            run,
+            entry,
+            ranks.rank,
+            journal,
+            version,
+            stops=chosen.on_divergence == "stop",
+            tell=teller(ranks),
+        ),
     )
 
 
@@ -170,7 +182,8 @@ def _give_back(
     """
     try:
         notes = attached.check(restored.stored, strict)
-        return notes + attached.restore(restored.stored, strict)
+        notes += attached.restore(restored.stored, strict)
+        return notes + scheduling.check(attached, restored.stored, strict)
     except Mismatch as error:
         script = sys.argv[0] if sys.argv[0].endswith(".py") else "train.py"
         now = shlex.quote(shlex.join([script, *sys.argv[1:]]))
@@ -254,6 +267,12 @@ def _compare(
         raise BadInput(f"since the snapshot {text}; WALRECOVER_CHANGED=error does not allow it")
     if ranks.rank == 0:
         print(f"walrecover: since the snapshot {text}", file=sys.stderr)
+
+
+def teller(ranks: World) -> Callable[[str], None]:
+    """Says on stderr what a rank has to say of itself."""
+    of = f"rank {ranks.rank}: " if ranks.size > 1 else ""
+    return lambda text: print(f"walrecover: {of}{text}", file=sys.stderr, flush=True)
 
 
 def _watch(chosen: Settings) -> None:

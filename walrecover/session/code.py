@@ -16,6 +16,7 @@ from importlib import metadata
 from blake3 import blake3
 
 from walrecover.events import Code
+from walrecover.tiers import OWN_WORKERS
 from walrecover.torch_adapter import machine
 
 LIBRARIES = ("walrecover", "torch", "numpy", "lmdb", "safetensors", "msgspec")
@@ -25,6 +26,7 @@ ENVIRONMENT = (
     "CUDA_VISIBLE_DEVICES",
     "CUBLAS_WORKSPACE_CONFIG",
     "PYTHONHASHSEED",
+    "WALRECOVER_WORKER_SEEDS",
 )
 _SECRET = re.compile(r"(?i)(token|secret|passw|api.?key|credential|auth)")
 
@@ -50,7 +52,12 @@ def current(world: int) -> Code:
         cpu=machine.cpu(),
         world=world,
         environment={name: os.environ[name] for name in ENVIRONMENT if name in os.environ},
+        inexact=(*machine.inexact(), *_own_seeds()),
     )
+
+
+def _own_seeds() -> tuple[str, ...]:
+    return (OWN_WORKERS,) if os.environ.get("WALRECOVER_WORKER_SEEDS") == "own" else ()
 
 
 def redacted(argv: list[str]) -> tuple[str, ...]:

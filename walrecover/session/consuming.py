@@ -194,8 +194,11 @@ class Consuming:
             self._resumed.discard(reader.where)
         return found
 
-    def resume(self, path: Path, sources: Sequence[Source], count: int) -> list[Reader]:
-        """A pass that goes on behind its first `count` items.
+    def resume(
+        self, path: Path, sources: Sequence[Source], count: int, *, inside: bool
+    ) -> list[Reader]:
+        """A pass that goes on behind its first `count` items. `inside`: another loop inside its
+        current item does.
 
         Raises NotRestored where what it reads is not what it was, before anything is trained.
         """
@@ -205,6 +208,8 @@ class Consuming:
                 _require_same(reader, known)
                 if count:
                     reader.begin_at(known, count)
+                    if not inside:
+                        _require_same_ids(reader, known)
                 else:
                     reader.number, reader.epoch = known.number, known.passes
             self._resumed.discard(reader.where)
@@ -332,12 +337,26 @@ def _require_same(reader: Reader, known: Known) -> None:
     if not name:
         return
     before, now = getattr(known.facts, name), getattr(reader.facts, name)
-    loop = ".".join(str(n + 1) for n in reader.where[0])
     raise NotRestored(
-        f"{_COMPARED[name]} of loop {loop} was {_shown(before)} when the snapshot was taken, and "
-        f"is {_shown(now)} now: give it the data and the order it had, or start over with "
-        f"WALRECOVER_RESUME=never"
+        f"{_COMPARED[name]} of loop {_numbered(reader)} was {_shown(before)} when the snapshot was "
+        f"taken, and is {_shown(now)} now: give it the data and the order it had, or start over "
+        f"with WALRECOVER_RESUME=never"
     )
+
+
+def _require_same_ids(reader: Reader, known: Known) -> None:
+    """What a sampler gave out before the snapshot, it has given out again by now."""
+    passed = getattr(reader.source.iterator, "passed", b"")
+    if passed and known.chain and known.facts.kind and passed != known.chain:
+        raise NotRestored(
+            f"the sampler of loop {_numbered(reader)} gives out other samples than before the "
+            f"snapshot: give it the data and the order it had, or start over with "
+            f"WALRECOVER_RESUME=never"
+        )
+
+
+def _numbered(reader: Reader) -> str:
+    return ".".join(str(n + 1) for n in reader.where[0])
 
 
 _COMPARED = {

@@ -21,6 +21,7 @@ from walrecover.session.position import Counts, Place, Position
 from walrecover.session.readahead import ReadAhead
 from walrecover.session.sources import Known, Source, shortest
 from walrecover.torch_adapter import rng
+from walrecover.torch_adapter.batches import Batch
 
 KEPT_ENDS = 16
 BEHIND = -1  # the level of steps behind a loop that had ended
@@ -57,6 +58,7 @@ class Frame:
         self.guard = ReadAhead()
         self.readers: list[Reader] = []
         self.passes: Counts = ()
+        self.batch = Batch()
 
     def place(self, *, inside: bool = False, broken: bool = False) -> Place:
         return Place(
@@ -174,6 +176,10 @@ class Loops:
     def indices(self) -> tuple[int, ...]:
         return tuple(frame.consumed for frame in self.stack)
 
+    def batch(self) -> bytes | None:
+        """The digest of what the loop in which the step was made handed out for it."""
+        return self.stepped_in.batch.close() if self.stepped_in is not None else None
+
     def step_made(self) -> bool:
         """`run.step` was called: the boundary is when the loop it stands in asks for its next
         item. False where it is a step before the snapshot that the script goes through again on
@@ -269,7 +275,9 @@ class Loops:
             assert self.pending is not None
             place = self.pending.places[depth]
             self._resume(frame, place, depth)
-            frame.readers = self.consuming.resume(path, frame.sources, place.consumed)
+            frame.readers = self.consuming.resume(
+                path, frame.sources, place.consumed, inside=frame.resumed_inside
+            )
         else:
             for source in frame.sources:
                 source.begin()
@@ -288,9 +296,9 @@ class Loops:
     def _count_passes(self, path: Path, frame: Frame, pending: Position | None) -> None:
         """Say of each loader that is read which pass it is. `pending`: of a resumed loop."""
         place = pending.places[len(path) - 1] if pending else None
-        busy = {s.this.loader for f in self.stack for s in f.sources if s.is_loader}
+        busy = {s.this.loader for f in self.stack for s in f.sources if s.counted}
         for n, source in enumerate(frame.sources):
-            if not source.is_loader:
+            if not source.counted:
                 continue
             number, epoch = self.passes.begin((*path, n), source.value, busy)
             if place is not None and n < len(place.sources):
@@ -390,6 +398,7 @@ class Loops:
             frame.before, frame.direct = captured or rng.capture(), 0
         frame.passes = self.passes.counts
         items = frame.fetch()
+        frame.batch.take(items)
         frame.consumed += 1
         if not resumed:
             for reader in frame.readers:

@@ -18,8 +18,10 @@ from walrecover.session import imports
 from walrecover.session.alarm import Alarm
 from walrecover.session.consuming import Share, shares
 from walrecover.session.loops import Loops
+from walrecover.session.proving import Prover
 from walrecover.torch_adapter import rng, scalars
 from walrecover.torch_adapter.objects import Attached
+from walrecover.twins import NORM
 
 
 class Recorder:
@@ -31,18 +33,22 @@ class Recorder:
         journal: Journal,
         loops: Loops,
         attached: Attached,
+        prover: Prover,
         *,
         teaches: bool,
         alarm: Alarm,
     ) -> None:
         self._journal, self._loops, self._attached = journal, loops, attached
-        self._teaches, self._alarm = teaches, alarm
+        self._prover, self._teaches, self._alarm = prover, teaches, alarm
+        self._batch: bytes | None = None
         self._scalars: dict[str, Any] = {}
         self._late = scalars.Late()
         self._digests: dict[str, bytes] = {}  # the journal's thread's
 
     def take(self, step: int, values: Mapping[str, Any]) -> None:
-        """What `run.step` was given: numbers now, tensors on a device once they have arrived."""
+        """What `run.step` was given: numbers now, tensors on a device once they have arrived. And
+        what the step was given: the digest of its batch."""
+        self._batch = self._loops.batch()
         self._loops.consuming.step = step
         for name, value in values.items():
             number = scalars.number(value)
@@ -63,11 +69,12 @@ class Recorder:
                 self._loops.indices(),
                 self._attached.learning_rates(),
                 self._scalars,
+                self._batch,
                 captured,
                 self._loops.consuming.taken(),
             )
         )
-        self._scalars = {}
+        self._scalars, self._batch = {}, None
         if self._teaches:
             self._teaches = False
             self._journal.append(imports.imported())
@@ -79,6 +86,8 @@ class Recorder:
         """Journal the scalars of earlier steps that have come from their device. `wait`: all."""
         for step, values in self._late.arrived(wait=wait):
             self._journal.append(partial(self._arrived, time.time(), step, values))
+            if self._prover.active:
+                self._prover.noted("scalars", step, values)
         self._record_notes()
         if wait and self._alarm.armed:
             self._journal.sync()  # it has heard all
@@ -102,6 +111,7 @@ class Recorder:
         indices: tuple[int, ...],
         lr: tuple[float, ...],
         values: dict[str, float],
+        batch: bytes | None,
         captured: dict[str, Any],
         taken: Sequence[Share],
     ) -> ev.StepCompleted:
@@ -110,7 +120,8 @@ class Recorder:
         digests = rng.digests(captured)
         moved = {n: d for n, d in digests.items() if self._digests.get(n) != d}
         self._digests = digests
-        return ev.StepCompleted(
+        norm = values.pop(NORM, None)
+        event = ev.StepCompleted(
             at=at,
             step=step,
             epoch=max(0, indices[0] - 1) if len(indices) > 1 else 0,
@@ -119,4 +130,9 @@ class Recorder:
             scalars=values,
             rng=moved,
             consumed=shares(taken),
+            batch=batch,
+            grad_norm=norm,
         )
+        if self._prover.active:
+            self._prover.completed(event)
+        return event

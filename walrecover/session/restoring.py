@@ -6,6 +6,7 @@ the caller says so in the journal (PlanFailed) and ends.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import msgspec
@@ -16,7 +17,7 @@ from walrecover.entries import SnapshotRef
 from walrecover.errors import Corrupt
 from walrecover.events import Code
 from walrecover.failpoints import failpoint
-from walrecover.manifest import Manifest, Part
+from walrecover.manifest import Manifest, Part, TensorAt
 from walrecover.rundir import RunDir
 from walrecover.session import dealing, replicas
 from walrecover.session.position import (
@@ -35,8 +36,8 @@ from walrecover.torch_adapter.objects import Stored
 
 
 class Restored(NamedTuple):
-    """What this rank gets back. `part`: its vote in the snapshot,
-    None where another number of ranks took that."""
+    """What this rank gets back. `digests`: of its tensors by name, as the manifest has them.
+    `part`: its vote in the snapshot, None where another number of ranks took that."""
 
     step: int
     stored: Stored
@@ -45,6 +46,7 @@ class Restored(NamedTuple):
     code: Code | None
     repair: Repair | None = None
     notes: tuple[str, ...] = ()
+    digests: Mapping[str, str] = {}
     deal: Deal | None = None
     saved_by: int = 0
     part: Part | None = None
@@ -85,7 +87,8 @@ def read(
     elif found:
         notes = (f"step counts that agree: {stepcounts.said(found)}; each rank keeps its own",)
     deal = _deal(run, manifest, base, rank, world, repair) if resized else None
-    tensors = _tensors(run, manifest, source, repair, deal.of_first if deal else frozenset())
+    own = _own_tensors(manifest, source, repair, deal.of_first if deal else frozenset())
+    tensors = _tensors(run, manifest, own)
     failpoint("restore.read")
     try:
         state = rest["state"]
@@ -97,6 +100,7 @@ def read(
             msgspec.convert(state["code"], Code),
             repair,
             notes,
+            {name: at.digest for name, at in own.items()},
             part=None if resized else manifest.parts[rank],
         )
     except (KeyError, TypeError, msgspec.ValidationError) as error:
@@ -143,25 +147,25 @@ def _rest(run: RunDir, manifest: Manifest, rank: int) -> Any:
     return plain.decode(shards.read_plain(run.snapshots, own, part.files[own]))
 
 
-def _tensors(
-    run: RunDir,
-    manifest: Manifest,
-    rank: int,
-    repair: Repair | None,
-    of_first: frozenset[str],
-) -> dict[str, Any]:
+def _own_tensors(
+    manifest: Manifest, rank: int, repair: Repair | None, of_first: frozenset[str]
+) -> dict[str, TensorAt]:
     """A rank's tensors: those of modules in `of_first` from rank 0, those of repaired objects from
     the rank that they are taken from."""
     first, own = manifest.parts[0].tensors, manifest.parts[rank].tensors
     own = {n: first[n] if dealing.belongs_to_first(n, of_first) else at for n, at in own.items()}
-    if repair is not None:
-        theirs = manifest.parts[repair.rank].tensors
-        own = {
-            name: at
-            for source, taken in ((own, False), (theirs, True))
-            for name, at in source.items()
-            if any(replicas.belongs(name, one) for one in repair.names) is taken
-        }
+    if repair is None:
+        return own
+    theirs = manifest.parts[repair.rank].tensors
+    return {
+        name: at
+        for source, taken in ((own, False), (theirs, True))
+        for name, at in source.items()
+        if any(replicas.belongs(name, one) for one in repair.names) is taken
+    }
+
+
+def _tensors(run: RunDir, manifest: Manifest, own: Mapping[str, TensorAt]) -> dict[str, Any]:
     sizes = manifest.files()
     tensors: dict[str, Any] = {}
     open_shards: dict[str, shards.Shard] = {}

@@ -36,13 +36,14 @@ from walrecover.session.meeting import Meeting
 from walrecover.session.moment import Captures, living
 from walrecover.session.pacing import Pacer
 from walrecover.session.position import Position
+from walrecover.session.proving import Prover, prove
 from walrecover.session.recording import Recorder
 from walrecover.session.restoring import Restored
 from walrecover.session.salvage import Outcome, Salvage
 from walrecover.session.saving import Key, Saver
 from walrecover.session.settings import Settings
 from walrecover.session.stopping import Signals
-from walrecover.torch_adapter import rng
+from walrecover.torch_adapter import rng, scheduling
 from walrecover.torch_adapter.objects import Attached
 from walrecover.torch_adapter.ranks import World
 
@@ -68,12 +69,13 @@ class Run:
         finished: bool,
         strict: bool,
         code: ev.Code,
+        prover: Prover,
     ) -> None:
         self._directory, self._settings, self._entry = directory, settings, entry
         self._ranks, self._attached, self._journal = ranks, attached, journal
         self._meeting, self._beat, self._strict = meeting, beat, strict
         self._captures = Captures(directory.name, entry, ranks, msgspec.to_builtins(code))
-        self._restored = restored
+        self._restored, self._prover = restored, prover
         self._step = restored.step if restored else 0
         self._boundary_at = self._step
         self._finished_at = self._step if finished else None
@@ -83,6 +85,9 @@ class Run:
             self._loops.begin_resume(restored.position, dealt=restored.deal is not None)
             if not restored.position.places:
                 self._restored = None  # no loop to come back to: `attach` restored all there is
+                prove(prover, attached, restored)
+        else:
+            prover.begin()
         base = entry.plan.base
         self._saver = Saver(
             directory,
@@ -102,7 +107,9 @@ class Run:
         self._lease = None if settings.supervisor or ranks.rank else Lease(meeting.folder)
         teaches = settings.supervisor is not None and ranks.rank == 0
         alarm = Alarm(settings.rewinds)
-        self._recorder = Recorder(journal, self._loops, attached, teaches=teaches, alarm=alarm)
+        self._recorder = Recorder(
+            journal, self._loops, attached, prover, teaches=teaches, alarm=alarm
+        )
         self._wanted = False
         self._last_key = Key(base.step, base.end) if base else None
         self._clock = time.monotonic()
@@ -203,9 +210,12 @@ class Run:
         if not self._loops.is_behind():
             self._restored = None
         self._attached.restore(restored.stored, self._strict)
+        scheduling.check(self._attached, restored.stored, self._strict)
         while self._loops.opaque:
             self._say(self._loops.opaque.pop(0))
         rng.restore(restored.rng)
+        if self._restored is None:
+            prove(self._prover, self._attached, restored)
         self._journal.append(ev.PlaceReached(at=time.time(), step=restored.step))
 
     def pausing(self) -> None:
@@ -227,6 +237,9 @@ class Run:
         captured: dict[str, Any] | None = self._record()
         if self._saver.failed:
             raise self._saver.failed
+        if self._prover.refusal:
+            self._salvage.forget()  # what has diverged is no state to come back to
+            self._prover.check()
         step = self._step
         self._agreement.reach(step, self._times)
         stop = self._meeting.stop
@@ -276,6 +289,8 @@ class Run:
         moment = living(self._attached, position)
         capture = self._captures.of(key, moment, self._saver.committed_lsn)
         saved = self._saver.save(capture, finished=finished)
+        if saved and self._prover.active:
+            self._prover.noted("state", key.step, self._saver.state)
         if saved:
             self._last_key = key
         self._clock = time.monotonic()
@@ -334,6 +349,7 @@ class Run:
         self._pacer.stood_still(key, time.monotonic() - began, commit=True)
         self._journal.append(ev.RunFinished(at=time.time(), step=self._step))
         self._journal.sync()
+        self._prover.close()
         self._finished_at = self._step
         self._beat.say("ended", self._step)
 
@@ -360,6 +376,7 @@ class Run:
         self._saver.close()
         if self._lease:
             self._lease.release()
+        self._prover.close()
         try:
             self._journal.close()
         except StorageFailed as error:

@@ -28,6 +28,7 @@ from walrecover.manifest import Part, disagreement
 from walrecover.references import References, distrust
 from walrecover.rundir import RunDir
 from walrecover.sequence import Sequence
+from walrecover.session.given_back import by_object
 from walrecover.snapshot import Capture, DeadReference, Disagreed
 
 log = logging.getLogger("walrecover")
@@ -52,8 +53,8 @@ class Saver:
     plan's base.
 
     `failed` holds the Fenced error that ended it, to be raised in the training thread. `tried`: the
-    newest capture, voted for or refused. `known`: the digests of that vote's tensors, `seconds`
-    how long it took.
+    newest capture, voted for or refused. `known`: the digests of that vote's tensors, `state` those
+    of each attached object's whole state, `seconds` how long it took.
     """
 
     def __init__(
@@ -79,6 +80,7 @@ class Saver:
         self.committed_lsn = 0
         self.tried: Key | None = None
         self.known: dict[str, str] = {}
+        self.state: dict[str, bytes] = {}
         self.seconds = 0.0
         self._references = References(run, attempt, nonce, base)
         self._lsns: dict[Key, int] = {}
@@ -105,6 +107,7 @@ class Saver:
         self._references.cast(part)
         self._lsns[key] = part.lsn
         self.known = {name: at.digest for name, at in part.tensors.items()}
+        self.state = by_object(capture.tree["objects"], self.known)
         self.seconds = time.monotonic() - began
         self.journal.append(
             ev.ShardsWritten(
@@ -117,6 +120,7 @@ class Saver:
                     if name.startswith(f"{capture.name}/")
                 ),
                 seconds=self.seconds,
+                state=self.state,
             )
         )
         if self.rank == 0:

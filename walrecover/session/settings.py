@@ -13,6 +13,7 @@ from typing import NamedTuple
 from walrecover import pace, stepcounts, stops
 from walrecover.errors import BadInput
 from walrecover.pace import Every
+from walrecover.policy import AFTER_DIVERGENCE, ON_DIVERGENCE
 from walrecover.rundir import check_name, default_name, find_root
 from walrecover.stepcounts import Take
 
@@ -42,6 +43,7 @@ class Settings(NamedTuple):
     take: Take | None = None
     rewinds: bool = False
     keyed: bool = True  # the randomness in loaders' workers
+    on_divergence: str = "go_on"
 
 
 def disabled() -> bool:
@@ -73,6 +75,9 @@ def read(
     seeds = env.get("WALRECOVER_WORKER_SEEDS") or "keyed"
     if seeds not in ("keyed", "own"):
         raise BadInput(f"WALRECOVER_WORKER_SEEDS is {seeds!r}: it is 'keyed' or 'own'")
+    divergence = env.get(ON_DIVERGENCE) or "go_on"
+    if divergence not in AFTER_DIVERGENCE:
+        raise BadInput(f"WALRECOVER_ON_DIVERGENCE is {divergence!r}: it is 'go_on' or 'stop'")
     journal = env.get("WALRECOVER_JOURNAL_DIR")
     return Settings(
         root=root,
@@ -89,6 +94,7 @@ def read(
         take=stepcounts.parse(take) if (take := env.get("WALRECOVER_TAKE_RANK")) else None,
         rewinds=env.get("WALRECOVER_ON_NUMERIC") == "rewind",
         keyed=seeds == "keyed",
+        on_divergence=divergence,
     )
 
 

@@ -15,7 +15,7 @@ from typing import Any
 from walrecover import elastic
 from walrecover.elastic import Reads
 from walrecover.errors import Corrupt, NotRestored
-from walrecover.torch_adapter import loaders, rng
+from walrecover.torch_adapter import loaders, rng, sharded
 from walrecover.torch_adapter.memory import is_array_or_tensor
 
 Path = tuple[int, ...]
@@ -26,8 +26,9 @@ class Source:
 
     `begun`: its generators' states when the loop began. `first`: the random state before its first
     item, where other iterables of the loop are read before it. `before`: its own state
-    (`state_dict`) before the current item. `this`: which pass over a loader it is, `home`:
-    the loop in which that was first read; set before it begins.
+    (`state_dict`) before the current item; `holder` has it. `this`: which pass over a loader or
+    sharded dataset it is (`counted`), `home`: the loop in which that was first read; set before it
+    begins.
     """
 
     def __init__(self, value: Any) -> None:
@@ -42,30 +43,34 @@ class Source:
         self.before: Any = None
         self.this = loaders.UNKEYED
         self.home: tuple[Path, int] | None = None
-        self.has_state = _has_state(value)
+        self.sharded = sharded.of(value)
+        self.counted = self.is_loader or self.sharded is not None
+        self.holder = _state_of(value)
 
     def begin(self) -> None:
         self.begun = _states(self.generators)
+        if self.sharded is not None:
+            self.sharded.begin_pass(self.this.epoch)
         self.iterator = self._iterator()
 
     def _iterator(self) -> Iterator[Any]:
         return loaders.begin(self.value, self.this) if self.is_loader else iter(self.value)
 
     def next(self) -> Any:
-        if self.has_state:
-            self.before = copy.deepcopy(self.value.state_dict())
+        if self.holder is not None:
+            self.before = copy.deepcopy(self.holder.state_dict())
         return next(self.iterator)
 
     def state(self, *, inside: bool) -> dict[str, Any]:
         """What is kept of it. `inside`: a loop inside the current item is the one being read."""
         kept: dict[str, Any] = {"reads": self._kept_reads}
-        if self.has_state:
-            kept["state"] = self.before if inside else self.value.state_dict()
+        if self.holder is not None:
+            kept["state"] = self.before if inside else self.holder.state_dict()
         if self.generators:
             kept |= {"generators": self.begun, "generators_now": _states(self.generators)}
         if self.first is not None:
             kept["first"] = self.first
-        if self.is_loader:
+        if self.counted:
             kept["pass"] = [self.this.loader, self.this.epoch]
         return kept
 
@@ -77,9 +82,9 @@ class Source:
         _set(self.generators, self.begun)
         value = self.value
         if "state" in kept:
-            if not self.has_state:
+            if self.holder is None:
                 raise NotRestored(f"{type(value).__name__} has no load_state_dict, and had one")
-            value.load_state_dict(kept["state"])
+            self.holder.load_state_dict(kept["state"])
             self.iterator = iter(value)
             return lambda: False
         if self.is_loader:
@@ -178,14 +183,16 @@ class Known:
         }
 
 
-def _has_state(value: Any) -> bool:
-    return all(callable(getattr(value, name, None)) for name in ("state_dict", "load_state_dict"))
+def _state_of(value: Any) -> Any:
+    """What has the state that is the position of an iterable: itself, or a loader's dataset."""
+    names = ("state_dict", "load_state_dict")
+    return value if all(callable(getattr(value, n, None)) for n in names) else sharded.of(value)
 
 
 def _reads(value: Any) -> Reads:
     """How it is read, for a resume by another number of ranks."""
     name = type(value).__name__
-    if _has_state(value):
+    if _state_of(value) is not None:
         return Reads(elastic.STATE, name)
     if loaders.is_loader(value):
         how = elastic.GLOBAL if loaders.is_global(value) else elastic.LOADER

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from walrecover import stops
 from walrecover.entries import AttemptEntry
-from walrecover.policy import Policy
+from walrecover.policy import ON_DIVERGENCE, Policy
 from walrecover.rundir import RunDir
 
 ERROR_FILE = "TORCHELASTIC_ERROR_FILE"
@@ -41,9 +41,13 @@ def of_stops(grace: float, notice: int | None) -> dict[str, str]:
 
 
 def of_policy(policy: Policy) -> dict[str, str]:
-    """What follows a loss that is not finite, or rises: where the policy goes back, the session
-    ends the attempt for it."""
-    return {"WALRECOVER_ON_NUMERIC": policy.of("numeric").action}
+    """What the sessions do by the policy: end the attempt for a loss that is not finite, or rises,
+    where it goes back for that; and end the run where a resume has diverged, if it stops for that.
+    What the policy leaves as it is by default the environment may say."""
+    told: dict[str, str] = {"WALRECOVER_ON_NUMERIC": policy.of("numeric").action}
+    if policy.on_divergence != "go_on":
+        told[ON_DIVERGENCE] = policy.on_divergence
+    return told
 
 
 def of_attempt(entry: AttemptEntry, folder: Path, environ: Mapping[str, str]) -> dict[str, str]:

@@ -1,9 +1,9 @@
 """What a loader draws while it loads a batch, as a function of which batch it is.
 
 Owns how a batch's key gets to where the batch is loaded, in a worker or here, and how what the
-batch is gets to the loop. Before each batch the global generators are seeded with a hash of (seed
-of the run, loader, pass, position of the batch), so that a batch is the same in whichever worker
-and attempt it is loaded. The training's own generators are left as they were.
+batch is gets to the loop. Before each batch the global generators are put into the state of its
+key, (seed of the run, loader, pass, position of the batch), so that a batch is the same in
+whichever worker and attempt it is loaded. The training's own generators are left as they were.
 
 A copy of the loader reads; the user's dataset, collate function and `worker_init_fn` are called as
 they are.
@@ -21,13 +21,10 @@ from torch.utils.data import DataLoader, get_worker_info
 from torch.utils.data._utils import pin_memory
 from torch.utils.data._utils.fetch import _MapDatasetFetcher
 
-from walrecover import order
-from walrecover.consumed import Handed
+from walrecover.consumed import Handed, chain
 from walrecover.order import Range
 from walrecover.torch_adapter import rng
 from walrecover.torch_adapter.ordering import GlobalBatchSampler
-
-Key = tuple[int, int]
 
 
 class Pass(NamedTuple):
@@ -41,17 +38,18 @@ class Pass(NamedTuple):
     rank: int = 0
     skips: tuple[Range, ...] = ()
 
-    def key(self, rank: int, position: int) -> Key | None:
+    def key(self, rank: int, position: int) -> bytes | None:
         if self.seed is None:
             return None
-        return order.seeds(self.seed, self.loader, self.epoch, rank, position)
+        parts = (self.seed, self.loader, self.epoch, rank, position)
+        return b"walrecover seeds 1/%d/%d/%d/%d/%d" % parts
 
 
 class Tagged(NamedTuple):
     """What a worker is sent in place of an index, or a batch of them."""
 
     number: int
-    key: Key | None
+    key: bytes | None
     index: Any
 
 
@@ -70,13 +68,15 @@ class Loaded:
 
 class Tags:
     """In place of a loader's sampler: gives each batch its number and key, and remembers what the
-    batch is until it is handed out. `handed`: by number."""
+    batch is until it is handed out. `handed`: by number. `passed`: the digest of the ids of the
+    batches that are left out at the beginning, of a sampler that had to be asked for them."""
 
     def __init__(self, loader: DataLoader[Any]) -> None:
         self._sampler = loader._index_sampler
         self._batched = loader._auto_collation
         self._pass, self._skip = Pass(), 0
         self.handed: dict[int, Handed] = {}
+        self.passed = b""
 
     def begin(self, this: Pass, skip: int) -> None:
         """The next iteration is this pass, without its first `skip` batches."""
@@ -86,7 +86,7 @@ class Tags:
         return max(0, len(self._sampler) - self._skip)
 
     def __iter__(self) -> Iterator[Tagged]:
-        self.handed = {}
+        self.handed, self.passed = {}, b""
         if isinstance(self._sampler, GlobalBatchSampler):
             return self._global(self._sampler, self.handed)
         return self._numbered(iter(self._sampler), self.handed)
@@ -115,6 +115,8 @@ class Tags:
                 ranges = ((start, stop),) if this.skips else None
                 told[number] = Handed(ids, ranges, (), tuple(left_out))
                 yield Tagged(number, this.key(this.rank, start), index)
+            else:
+                self.passed = chain(self.passed, ids)
             number += 1
             left_out.clear()
 
@@ -158,7 +160,7 @@ class Reading:
 
     def __init__(self, iterator: Iterator[Loaded], tags: Tags) -> None:
         self.iterator = iterator
-        self._told = tags.handed
+        self._tags, self._told = tags, tags.handed
         self.handed = Handed(())
 
     def __iter__(self) -> Reading:
@@ -171,7 +173,14 @@ class Reading:
 
     def passed_over(self) -> None:
         """The sampler has gone over some batches that are not loaded."""
+        for handed in self._told.values():
+            self._tags.passed = chain(self._tags.passed, handed.ids)
         self._told.clear()
+
+    @property
+    def passed(self) -> bytes:
+        """The digest of the ids of all batches that were passed over; b"" where none were."""
+        return self._tags.passed
 
 
 class Reader(NamedTuple):
@@ -199,9 +208,10 @@ def reader(loader: DataLoader[Any]) -> Reader:
     return Reader(clone, tags)
 
 
-def prepare(this: Pass) -> None:
-    """Loaders' workers import numpy.random; what is keyed here has to be there, too."""
-    if this.seed is not None and "numpy" in sys.modules:
+def prepare(keyed: bool) -> None:
+    """Loaders' workers import numpy.random; what is keyed here has to be there, too, and from the
+    run's beginning: a generator that comes later looks like one that has moved."""
+    if keyed and sys.modules.get("numpy") is not None:
         importlib.import_module("numpy.random")
 
 

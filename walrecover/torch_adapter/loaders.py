@@ -20,6 +20,7 @@ from torch.utils.data import BatchSampler, DataLoader, IterableDataset
 from walrecover.torch_adapter import keyed
 from walrecover.torch_adapter.keyed import Pass, Reader, Reading
 from walrecover.torch_adapter.ordering import GlobalBatchSampler
+from walrecover.torch_adapter.sharded import ShardedDataset
 
 UNKEYED = Pass()
 
@@ -51,19 +52,23 @@ def described(loader: Any) -> str:
     return f"{type(loader).__name__} with {type(sampler).__name__}"
 
 
-def look(loader: Any) -> str:
-    """What a loader looks like, from one process to the next."""
-    order = loader.sampler if loader.batch_size is not None else loader.batch_sampler
+def look(value: Any) -> str:
+    """What a loader, or a sharded dataset, looks like from one process to the next."""
+    data = identity(value)
+    name = type(data).__name__
+    if isinstance(data, ShardedDataset):
+        return f"{name}/{len(data.shards)}"
+    order = value.sampler if value.batch_size is not None else value.batch_sampler
     try:
-        length = len(loader.dataset)
+        length = len(data)
     except TypeError:
         length = -1
-    return f"{type(loader.dataset).__name__}/{length}/{type(order).__name__}/{loader.batch_size}"
+    return f"{name}/{length}/{type(order).__name__}/{value.batch_size}"
 
 
-def identity(loader: Any) -> Any:
-    """What makes two loaders the same one, in a process."""
-    return loader.dataset
+def identity(value: Any) -> Any:
+    """What makes two of them the same one, in a process."""
+    return value.dataset if isinstance(value, DataLoader) else value
 
 
 def generators(loader: Any) -> list[torch.Generator]:
@@ -84,7 +89,7 @@ def begin(loader: DataLoader[Any], this: Pass = UNKEYED, skip: int = 0) -> Readi
 
     Raises BadInput where the ranks cannot share the batches of a global order.
     """
-    keyed.prepare(this)
+    keyed.prepare(this.seed is not None)
     if loader.persistent_workers:
         return _begin_persistent(loader, this, skip)
     return keyed.reader(loader).read(this, skip if _skips_itself(loader) else 0)

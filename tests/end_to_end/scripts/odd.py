@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 import walrecover
+from walrecover.data import GlobalBatchSampler
 
 from .toy import SAMPLES, batches, learn, loss_of, training
 
@@ -66,6 +67,28 @@ def shrunk(samples: int) -> None:
     for _ in run.loop(range(2)):
         data = torch.utils.data.Subset(batches().dataset, range(samples))
         for x, y in run.loop(torch.utils.data.DataLoader(data, 2)):
+            run.step(loss=learn(model, optimizer, x, y))
+
+
+def reordered(start: int) -> None:
+    """A sampler whose order depends on what it is told."""
+    model, optimizer, _ = training()
+    run = walrecover.attach(model=model, optimizer=optimizer)
+    data = batches().dataset
+    order = [(start + n) % len(data) for n in range(len(data))]  # type: ignore[arg-type]
+    for _ in run.loop(range(2)):
+        for x, y in run.loop(torch.utils.data.DataLoader(data, 2, sampler=order)):
+            run.step(loss=learn(model, optimizer, x, y))
+
+
+def ordered(seed: int, samples: int) -> None:
+    """The global order of a seed."""
+    model, optimizer, _ = training()
+    run = walrecover.attach(model=model, optimizer=optimizer)
+    data = torch.utils.data.Subset(batches().dataset, range(samples))
+    sampler = GlobalBatchSampler(data, 2, seed=seed)
+    for _ in run.loop(range(2)):
+        for x, y in run.loop(torch.utils.data.DataLoader(data, batch_sampler=sampler)):
             run.step(loss=learn(model, optimizer, x, y))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import torch
@@ -38,13 +39,12 @@ def training(
     store: str,
     rank: int,
     world: int,
-    trained: str,
-    attempt: int,
+    ids: str,
     epochs: int = 3,
     foreign: bool = False,
     own: bool = False,
 ) -> None:
-    """Appends to the file `trained` of which samples each step was made."""
+    """Appends to the file `ids` of which samples each step is made."""
     with group(store, rank, world):
         seed()
         model = DistributedDataParallel(network())
@@ -63,10 +63,9 @@ def training(
         for epoch in run.loop(range(epochs)):
             if foreign:
                 loader.sampler.set_epoch(epoch)
-            for x, y, ids in run.loop(loader):
+            for x, y, numbers in run.loop(loader):
+                with open(ids, "a") as file:
+                    print(os.getpid(), run.global_step + 1, *numbers.tolist(), file=file)
                 loss = learn(model, optimizer, x, y)
                 scheduler.step()
-                step, lr = run.global_step + 1, optimizer.param_groups[0]["lr"]
-                with open(trained, "a") as file:
-                    print(attempt, step, lr, *ids.tolist(), file=file)
                 run.step(loss=loss)
