@@ -87,6 +87,12 @@ class Training:
         self.journal.close()
 
 
+def move(tensors: dict[str, torch.Tensor]) -> None:
+    """What did not change would be referenced, not written."""
+    for tensor in tensors.values():
+        tensor.add_(1)
+
+
 def memcpy(tensors: dict[str, torch.Tensor], target: torch.Tensor) -> float:
     """The same bytes, in as many pieces, into touched memory."""
     place = target.data_ptr()
@@ -126,6 +132,7 @@ def stall_and_durable(folder: Path, tensors: dict[str, torch.Tensor]) -> list[Ro
     target = torch.zeros(sum(t.nbytes for t in tensors.values()), dtype=torch.uint8)
     stalls, durable, copies, peers = [], [], [], []
     for _ in range(ROUNDS):  # in turn, so that a drift meets all
+        move(tensors)
         copies.append(memcpy(tensors, target))
         began = time.perf_counter()
         stalls.append(training.capture())
@@ -134,6 +141,7 @@ def stall_and_durable(folder: Path, tensors: dict[str, torch.Tensor]) -> list[Ro
         training.await_rest()
         peers.append(torch_saved(tensors, folder))
     idle = p99_of_syncs(training.journal, lambda: True)
+    move(tensors)
     training.capture()
     reports: list[msg.Report] = []
 
@@ -188,6 +196,7 @@ def lost(folder: Path, tensors: dict[str, torch.Tensor]) -> list[Row]:
     steps = Steps()
     ours, copies, durable = [], [], []
     for _ in range(BATCHES):
+        move(tensors)
         copies.append(memcpy(tensors, target))
         undisturbed = sum(steps() for _ in range(5))
         began = time.perf_counter()
