@@ -8,6 +8,7 @@ import contextlib
 import multiprocessing
 import os
 import random
+import signal
 import time
 import uuid
 from collections.abc import Iterator
@@ -21,6 +22,10 @@ from hypothesis import HealthCheck, settings
 # worker, two threads are slower than one, and the number of threads decides the last bits.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MKL_NUM_THREADS", "1")
+
+# Under nohup a hang-up is ignored, by every process that a test starts, too.
+if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 # --- Hypothesis: HYPOTHESIS_PROFILE picks how long it looks -------------------------------------
 

@@ -65,7 +65,7 @@ def test_a_script_that_attaches_all_of_its_state_is_identical(tmp_path: Path) ->
     flows = [line for line in done.err.splitlines() if line.startswith("  → ")]
     kills = [line for line in done.err.splitlines() if line.startswith("kill ")]
     assert [line.split(":")[0] for line in kills] == ["kill 1/3", "kill 2/3", "kill 3/3"]
-    assert all("training again after" in line for line in flows)
+    assert all("training again after" in line for line in flows), done.err
     assert len(flows) == 3
     assert any("in a snapshot" in line for line in kills)
     assert "the second overwrote the first: trained.txt" in done.err
