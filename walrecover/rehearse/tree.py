@@ -54,13 +54,13 @@ def others(supervisor: int, ranks: Collection[int]) -> list[Victim]:
 
 
 def _is_for_a_restart(pid: int, supervisor: int) -> bool:
-    """A standby, or what will examine the journal. A rank's children have its environment too, if
-    it was a standby before."""
+    """A standby, or what examines a journal, for the supervisor or for a rank's proof. A rank's
+    children have a standby's environment too, if it was one before."""
     fields = _stat(pid)
-    if not fields or int(fields[_PARENT]) != supervisor:
-        return False
     environ = _read(pid, "environ")
-    return any(mark in environ for mark in (MARK, EXAMINES))
+    if EXAMINES in environ:
+        return True
+    return bool(fields) and int(fields[_PARENT]) == supervisor and MARK in environ
 
 
 def _label(pid: int, ranks: Collection[int]) -> str:
