@@ -46,7 +46,7 @@ def main():
         scheduler.load_state_dict(state["scheduler"])
         first, step = state["epoch"], state["step"]
     for epoch in range(first, args.epochs):
-        for x, y in loader:
+        for x, y, _ in loader:
             loss = loss_of(model, x, y)
             optimizer.zero_grad()
             loss.backward()
