@@ -120,7 +120,7 @@ def _begin(
     meeting = Meeting(run.meeting(entry.number, entry.nonce), ranks.rank, ranks.size)
     beat = Beat(meeting.folder, ranks.rank)
     stacks.prepare(meeting.folder, ranks.rank)
-    version = code.current(ranks.size)
+    version = code.current(ranks.size, attached.regroups)
     journal = _open_stream(run, entry, ranks, version)
     if planned is not None:
         journal.append(planned)

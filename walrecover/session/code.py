@@ -39,8 +39,8 @@ def look_ahead() -> None:
     _ahead.append((_git(), _libraries()))
 
 
-def current(world: int) -> Code:
-    """The version of what runs in this process."""
+def current(world: int, regroups: bool) -> Code:
+    """The version of what runs in this process. `regroups`: as of `Attached`."""
     (commit, dirty), libraries = _ahead.pop() if _ahead else (_git(), _libraries())
     return Code(
         argv=redacted(sys.argv),
@@ -52,7 +52,7 @@ def current(world: int) -> Code:
         cpu=machine.cpu(),
         world=world,
         environment={name: os.environ[name] for name in ENVIRONMENT if name in os.environ},
-        inexact=(*machine.inexact(), *_own_seeds()),
+        inexact=(*machine.inexact(world, regroups), *_own_seeds()),
     )
 
 

@@ -52,23 +52,27 @@ def peel(value: Any) -> tuple[Any, bool]:
             return value, replicated
 
 
-def _hands_out_buffers(value: Any) -> bool:
-    """Whether every rank's buffers are replaced by rank 0's before each forward."""
+def _ddp_of(value: Any) -> torch.nn.parallel.DistributedDataParallel | None:
+    """The DDP that an object is, or that a compile wrapper holds."""
     while not isinstance(value, torch.nn.parallel.DistributedDataParallel):
         inner = getattr(value, "_orig_mod", None)
         if not isinstance(inner, torch.nn.Module):
-            return False
+            return None
         value = inner
-    return bool(value.broadcast_buffers)
+    return value
 
 
 class Attached:
-    """The objects given to `attach`, by name. Raises TypeError now for what cannot be kept."""
+    """The objects given to `attach`, by name. Raises TypeError now for what cannot be kept.
+
+    `regroups`: DDP puts gradients into other buckets after its first step (`machine.inexact`).
+    """
 
     def __init__(self, objects: Mapping[str, Any]) -> None:
         self.objects: dict[str, Any] = {}
         self.kinds: dict[str, str] = {}
         self._led: set[str] = set()
+        self.regroups = False
         shared_parameters: set[int] = set()
         for name, given in objects.items():
             if given is None:
@@ -78,8 +82,11 @@ class Attached:
             self.kinds[name] = _kind(value, name)
             if replicated:
                 shared_parameters |= {id(p) for p in value.parameters()}
-            if _hands_out_buffers(given):
+            ddp = _ddp_of(given)
+            if ddp is not None and ddp.broadcast_buffers:  # rank 0's, before each forward
                 self._led.add(name)
+            if ddp is not None and (ddp.static_graph or not ddp.find_unused_parameters):
+                self.regroups = True
         self._shared = shared_parameters
         self.optimizers = [v for n, v in self.objects.items() if self.kinds[n] == "optimizer"]
         self.capture()  # what cannot be stored is refused here, not at the first snapshot

@@ -43,11 +43,12 @@ def training(
     epochs: int = 3,
     foreign: bool = False,
     own: bool = False,
+    unused: bool = False,
 ) -> None:
     """Appends to the file `ids` of which samples each step is made."""
     with group(store, rank, world):
         seed()
-        model = DistributedDataParallel(network())
+        model = DistributedDataParallel(network(), find_unused_parameters=unused)
         optimizer = torch.optim.AdamW(model.parameters(), lr=0.05)
         scheduler = StepLR(optimizer, 3, 0.5)
         torch.manual_seed(rank)  # dropout differs between the ranks
