@@ -14,6 +14,7 @@ import signal
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from tests.support.protocol import (
@@ -26,10 +27,10 @@ from tests.support.protocol import (
     holder,
     recovery_point,
 )
-from walrecover import failpoints, recovery
+from walrecover import failpoints, recovery, resumes
 from walrecover.entries import SnapshotRef
 from walrecover.errors import Corrupt, Fenced, StorageFailed, UnsupportedVersion
-from walrecover.events import StepCompleted
+from walrecover.events import ResumeDiverged, ResumeVerified, StepCompleted
 from walrecover.failpoints import FailpointReached
 from walrecover.journal import Reader, find_streams
 from walrecover.rundir import RunDir
@@ -260,17 +261,28 @@ def test_p6_steps_done_again_agree_with_the_journal(run: RunDir, seed: int) -> N
     assert any(len(found) > 2 for found in executed.values())  # beyond one for each of two ranks
     for step, found in executed.items():
         assert all(event == completed(step) for event in found)
+    compared = [one.verdict for one in resumes.verdicts(run)]
+    assert not any(isinstance(verdict, ResumeDiverged) for verdict in compared)
+    assert any(isinstance(v, ResumeVerified) and v.to_step for v in compared)
     for ref in candidates(run):
         if ref == recovery_point(run):
             check_state(run, ref)
 
 
 def test_p6_a_step_that_was_not_the_same_is_seen(run: RunDir) -> None:
-    """The test of the test: another learning rate in the second execution of a step."""
+    """Another learning rate in one rank's second execution of a step."""
     saved(run, 2)
     with Launch.begin(run) as launch:
-        launch.journals[0].append(StepCompleted(step=2, lr=(0.5000001,)))
-    assert len({event.lr for event in history(run)[2]}) == 2
+        launch.train(2)
+    with Launch.begin(run) as launch:
+        launch.journals[0].append(msgspec.structs.replace(completed(3), lr=(0.5000001,)))
+        launch.journals[1].append(completed(3))
+    assert len({event.lr for event in history(run)[3]}) == 2
+    found = {(one.attempt, one.rank): one.verdict for one in resumes.verdicts(run)}
+    diverged, verified = found[3, 0], found[3, 1]
+    assert isinstance(diverged, ResumeDiverged) and isinstance(verified, ResumeVerified)
+    assert (diverged.step, diverged.what) == (3, "the learning rate")
+    assert (verified.from_step, verified.to_step) == (3, 3)
 
 
 # --- P7 -----------------------------------------------------------------------------------------
