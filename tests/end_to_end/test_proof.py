@@ -158,6 +158,13 @@ def test_a_sampler_that_is_off_by_one(resume: Resume) -> None:
     assert "gives out other samples than before the snapshot" in found.output, found
 
 
+def test_a_sampler_of_the_global_order_that_is_off_by_one(resume: Resume) -> None:
+    """It begins anywhere, passes over nothing, and so shows it first at the step done again."""
+    verdict = _diverged(resume("reader off by one", ordered=True))
+    assert verdict.step == 5
+    assert verdict.what.startswith("the samples")
+
+
 def test_a_worker_seeded_from_time(resume: Resume, folder: Path) -> None:
     verdict = _diverged(resume("worker seeded from time", workers=2))
     assert (verdict.step, verdict.what) == (5, "the batch")

@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 
 import walrecover
 from walrecover import entries
+from walrecover.data import GlobalBatchSampler
 from walrecover.rundir import RunDir, list_runs
 from walrecover.sequence import Sequence
 from walrecover.session import restoring
@@ -29,7 +30,8 @@ from walrecover.torch_adapter.objects import Attached, Stored
 from .ranks import group
 from .toy import network, samples, seed
 
-_advance, _restore_rng, _restore = loaders.advance, rng.restore, Attached.restore
+_advance, _begin = loaders.advance, loaders.begin
+_restore_rng, _restore = rng.restore, Attached.restore
 
 
 # -- faults of restoring --------------------------------------------------------------------------
@@ -84,6 +86,8 @@ def _plant(fault: str, rank: int = 0, world: int = 1) -> None:
         rng.restore = lambda state: _restore_rng({n: s for n, s in state.items() if n != "torch"})
     elif fault == "sampler off by one":
         loaders.advance = lambda *given: _advance(*given[:-1], given[-1] + 1)
+    elif fault == "reader off by one":
+        loaders.begin = lambda loader, this, skip=0: _begin(loader, this, skip and skip + 1)
     elif fault == "optimizer a step behind":
         Attached.restore = _behind("optimizer.state")  # type: ignore[method-assign]
     elif fault == "scheduler restarted":
@@ -118,14 +122,17 @@ def _timed(worker: int) -> None:
     info.dataset.own = torch.Generator().manual_seed(time.time_ns() + worker)
 
 
-def _loader(fault: str, workers: int) -> DataLoader[Any]:
+def _loader(fault: str, workers: int, ordered: bool) -> DataLoader[Any]:
+    if ordered:
+        data = samples(60)
+        return DataLoader(data, batch_sampler=GlobalBatchSampler(data, 4, seed=1))
     if not workers:
         return DataLoader(samples(60), 4, shuffle=True)
     init = _timed if fault == "worker seeded from time" else None
     return DataLoader(Noisy(), 4, shuffle=True, num_workers=workers, worker_init_fn=init)
 
 
-def training(fault: str = "", workers: int = 0) -> None:
+def training(fault: str = "", workers: int = 0, ordered: bool = False) -> None:
     seed()
     model = network()
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.05)
@@ -133,7 +140,7 @@ def training(fault: str = "", workers: int = 0) -> None:
     _plant(fault)
     run = walrecover.attach(model=model, optimizer=optimizer, scheduler=scheduler)
     first = True
-    for x, y in run.loop(_loader(fault, workers)):
+    for x, y in run.loop(_loader(fault, workers, ordered)):
         if fault == "scheduler made anew" and first:
             scheduler.__dict__.update(last_epoch=0, _last_lr=[0.05])
             optimizer.param_groups[0]["lr"] = 0.05
