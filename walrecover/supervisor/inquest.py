@@ -37,7 +37,8 @@ class Inquest:
 
     def __init__(self, meeting: Path, ranks: Mapping[int, int], pause: Pause) -> None:
         self._meeting, self._pause = meeting, pause
-        self._ranks = {rank: pid for rank, pid in ranks.items() if os.path.exists(f"/proc/{pid}")}
+        there = {rank: pid for rank, pid in ranks.items() if os.path.exists(f"/proc/{pid}")}
+        self._ranks = dict(sorted(there.items()))  # they are given in the order they began
         self._kernel: dict[int, str] = {}
         self._stacks: dict[int, str] = {}
         self.conditions: dict[int, Condition] = {}

@@ -168,7 +168,7 @@ def two_ranks(store: str, rank: int, world: int = 2, fault: str = "") -> None:
         model = DistributedDataParallel(network())
         optimizer = torch.optim.AdamW(model.parameters(), lr=0.05)
         scheduler = ExponentialLR(optimizer, 0.9)
-        data = samples(60)
+        data = samples(240)
         loader = DataLoader(data, 4, sampler=range(rank, len(data), world))
         _plant(fault, rank, world)
         run = walrecover.attach(model=model, optimizer=optimizer, scheduler=scheduler)
