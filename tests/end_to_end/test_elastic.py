@@ -36,7 +36,7 @@ def elastic(server: ForkServer, folder: Path) -> Make:
 
 
 EPOCHS = 12
-"""More than the chain can come to: ranks that are told to stop still make steps, a slow one more."""
+"""More than the chain comes to: ranks that are told to stop still make steps, slow ones more."""
 
 CHAIN = [
     (2, 1, (3, "boundary", KILL)),
