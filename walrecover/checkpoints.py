@@ -18,7 +18,7 @@ from walrecover.journal import Cursor, Reader, StreamId
 from walrecover.state import StreamKey, StreamRecord, fold
 
 WORTH_EVENTS = 1000
-_MAGIC = b"WALRFOLD1"
+_MAGIC = b"WALRFOLD2"  # another number wherever a record holds more: older ones lack it
 _DIGEST_BYTES = 32
 
 

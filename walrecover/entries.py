@@ -8,7 +8,7 @@ entries' types, the digest that guards their bytes, and the pure reading of a li
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import msgspec
 from blake3 import blake3
@@ -382,14 +382,17 @@ def finished(entries: Sequence[Entry]) -> bool:
 
 
 def retirable(
-    entries: Sequence[Entry], verified: frozenset[str], keep: int
+    entries: Sequence[Entry],
+    verified: frozenset[str],
+    keep: int,
+    files: Callable[[SnapshotRef], frozenset[str] | None] = lambda ref: frozenset({ref.name}),
 ) -> tuple[SnapshotRef, ...]:
     """Snapshots that retention may retire now (rule 10, P10).
 
     Only the live chain counts as kept. The newest `keep` stay; so does the newest plan's base
     until the newest attempt has a commit that was read back and `verified`; and nothing goes
-    unless at least two snapshots newer than it are known to verify (they share no file as long
-    as every snapshot holds its own shards).
+    unless at least two snapshots newer than it are known to verify and share no file. `files`:
+    what a snapshot's manifest lists, None where that cannot be read.
     """
     newest = newest_attempt(entries)
     live = candidates(entries)
@@ -402,13 +405,18 @@ def retirable(
         kept.add(base)
     void = retired(entries)
     out = []
-    proven = 0
+    proven: list[frozenset[str]] = []
+    apart = False
     for commit in live:
-        if commit.snapshot.manifest not in kept and secured and proven >= 2:
+        if commit.snapshot.manifest not in kept and secured and apart:
             out.append(commit.snapshot)
-        proven += commit.snapshot.manifest in verified
+        if commit.snapshot.manifest in verified and not apart:
+            listed = files(commit.snapshot)
+            if listed is not None:
+                apart = any(listed.isdisjoint(other) for other in proven)
+                proven.append(listed)
     on_chain = {c.snapshot.manifest for c in live} | void
-    if secured and proven >= 2:
+    if secured and apart:
         # What a rewind or a late actor left behind is never read again.
         out += [
             c.snapshot

@@ -5,9 +5,9 @@ is `codec`'s, their meaning `state`'s. Adding an optional field or a type change
 type that this release does not know is kept as `Unknown` and skipped by the fold.
 
 Units: steps are counted from 1 (step n is the n-th completed optimizer step), times are seconds,
-`at` is Unix time and only ever shown, digests are raw bytes (xxh3-128 of small states, blake3 of
-files), learning rates and scalars are float64, which holds every float32, float16 and bfloat16
-exactly (so equal values are equal bits).
+`at` is Unix time, shown and added up and never decided upon, digests are raw bytes (xxh3-128 of
+small states, blake3 of files), learning rates and scalars are float64, which holds every float32,
+float16 and bfloat16 exactly (so equal values are equal bits).
 """
 
 from __future__ import annotations
@@ -167,10 +167,27 @@ class SnapshotsRetired(_Event, frozen=True):
 
 
 class PaceSet(_Event, frozen=True):
-    """From this step on, multiples of `every` are captured."""
+    """From this step on, multiples of `every` are captured: about one in `seconds`.
+
+    Where that follows from them: `cost`: seconds that a capture takes from the loop; `between`:
+    seconds from one failure to the next.
+    """
 
     from_step: int
     every: int
+    seconds: float = 0.0
+    cost: float = 0.0
+    between: float = 0.0
+
+
+class LoopStalled(_Event, frozen=True):
+    """For so long, until `at`, the training loop stood still for this step's capture: as the loop
+    saw it, on its monotonic clock. `commit`: not for the capture, for its commit to be durable."""
+
+    step: int
+    seconds: float
+    end: bool = False
+    commit: bool = False
 
 
 class RecoveryPlanned(_Event, frozen=True):
@@ -261,6 +278,13 @@ class ResumeUnproven(_Event, frozen=True):
     reason: str
 
 
+class PlaceReached(_Event, frozen=True):
+    """The script is back at the place in its loops that the snapshot was taken at, and every object
+    restored once more: from now on it trains."""
+
+    step: int
+
+
 class StopAnnounced(_Event, frozen=True):
     """All ranks stop at this step's boundary."""
 
@@ -300,7 +324,8 @@ class WorkerExited(_Event, frozen=True):
     """The child of a supervisor ended. `cause` is its class, `evidence` what is known.
 
     `fingerprint`: equal for ends that are the same one again; `step`: the last completed one where
-    it happened. `artefacts`: files that tell more (stacks), below the run's folder.
+    it happened. `artefacts`: files that tell more (stacks), below the run's folder. `seen`: when
+    the end was noticed, in Unix time: before what was left was ended, and asked for its cause.
     """
 
     pid: int
@@ -312,6 +337,7 @@ class WorkerExited(_Event, frozen=True):
     fingerprint: str = ""
     artefacts: tuple[str, ...] = ()
     step: int = 0
+    seen: float = 0.0
 
 
 class ExceptionRaised(_Event, frozen=True):
@@ -437,11 +463,13 @@ Event = (
     | SnapshotAbandoned
     | SnapshotsRetired
     | PaceSet
+    | LoopStalled
     | RecoveryPlanned
     | PlanFailed
     | ConfigurationChanged
     | StateRepaired
     | Resumed
+    | PlaceReached
     | ResumeVerified
     | ResumeDiverged
     | ResumeUnproven

@@ -27,6 +27,7 @@ NAMES: dict[str, str] = {
     "shards.tensors.written": "a shard that nobody voted for, not durable",
     "shards.tensors.synced": "a durable shard that nobody voted for",
     "shards.plain.written": "both files of a rank, no vote",
+    "saver.digested": "a capture in the arena with its digests; nothing on the disk",
     "snapshot.vote.before": "shards are durable, no vote",
     "snapshot.vote.after": "this rank's vote is durable; the others' may not exist",
     "snapshot.manifest.before": "every vote, no manifest",

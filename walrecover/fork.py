@@ -142,20 +142,28 @@ def _rename(aside: Path, run: RunDir) -> None:
 
 
 def _take_over(parent: RunDir, aside: RunDir, origin: OriginEntry) -> None:
-    """The snapshot's files, by link or as copies, with names that are durable."""
-    source = parent.snapshots / origin.snapshot.name
-    target = aside.snapshots / origin.snapshot.name
-    make_directory(target)
+    """The snapshot's files, those that it references included, by link or as copies, with names
+    that are durable."""
+    own = origin.snapshot.name
+    make_directory(aside.snapshots / own)
+    folders = {own}
     try:
-        names = sorted(entry.name for entry in os.scandir(source) if entry.name[0] != ".")
-        for name in names:
-            _link_or_copy(source / name, target / name)
+        source = parent.snapshots / own
+        names = [f"{own}/{entry.name}" for entry in os.scandir(source) if entry.name[0] != "."]
+        older = snapshot.load_manifest(parent, origin.snapshot).older_files()
+        for name in sorted([*names, *older]):
+            folder = name.partition("/")[0]
+            if folder not in folders:
+                make_directory(aside.snapshots / folder)
+                folders.add(folder)
+            _link_or_copy(parent.snapshots / name, aside.snapshots / name)
     except FileNotFoundError as error:
         raise Corrupt(
             f"{error.filename} is gone: the snapshot of step {origin.snapshot.step} was retired "
             f"meanwhile, or is damaged"
         ) from None
-    sync_directory(target)
+    for folder in sorted(folders):
+        sync_directory(aside.snapshots / folder)
 
 
 def _link_or_copy(source: Path, target: Path) -> None:

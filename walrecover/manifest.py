@@ -92,6 +92,10 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
         """Every file of the snapshot, by its path below `snapshots/`."""
         return {path: at for part in self.parts for path, at in part.files.items()}
 
+    def older_files(self) -> dict[str, FileAt]:
+        """Those that older snapshots wrote, and this one references."""
+        return {p: at for p, at in self.files().items() if not p.startswith(f"{self.name}/")}
+
     def bytes(self) -> int:
         return sum(at.bytes for at in self.files().values())
 

@@ -21,6 +21,7 @@ from walrecover.errors import Corrupt, StorageFailed
 from walrecover.failpoints import failpoint
 from walrecover.files import open_regular, storage, sync_file, write_durably
 from walrecover.manifest import FileAt, TensorAt, digest_of
+from walrecover.reuse import Offer, worthwhile
 
 CHUNK_BYTES = 4 << 20
 MAX_PLAIN_BYTES = 4 << 30
@@ -65,51 +66,105 @@ def spec_of(tensor: TensorData) -> Any:
         return TensorSpec(dtype="uint8", shape=(tensor.nbytes,), **place)
 
 
+def put_at_once(path: Path, tensors: Mapping[str, TensorData]) -> None:
+    """Write a safetensors file as fast as it goes, durable on return. Raises OSError."""
+    from safetensors import serialize_file
+
+    specs = {name: spec_of(tensor) for name, tensor in tensors.items()}
+    try:
+        serialize_file(specs, path)
+    except OSError:
+        raise
+    except Exception as error:  # safetensors has its own error type for I/O
+        raise OSError(None, str(error), str(path)) from error
+    failpoint("shards.tensors.written")
+    sync_file(path)
+
+
+class Writing(NamedTuple):
+    """How a shard is written: `digests` of tensors in memory, and `put` of their file. The saver
+    has its own: it knows the digests before it begins, and writes at a pace."""
+
+    digests: Callable[[Mapping[str, TensorData]], dict[str, str]] = digests
+    put: Callable[[Path, Mapping[str, TensorData]], None] = put_at_once
+
+
+AT_ONCE = Writing()
+
+
 def write_tensors(
-    snapshots: Path, relative: str, tensors: Mapping[str, TensorData]
+    snapshots: Path,
+    relative: str,
+    tensors: Mapping[str, TensorData],
+    writing: Writing = AT_ONCE,
+    offers: Mapping[str, Offer] | None = None,
 ) -> tuple[FileAt, dict[str, TensorAt]]:
     """Write a safetensors shard, durable on return (its name is durable once the folder is).
 
-    Tensors that are the same memory are written once. Hashing runs beside the write.
-    Raises StorageFailed.
+    Tensors that are the same memory are written once; those whose bytes are what an older shard
+    offers are not written, and get that address. Hashing runs beside the write, but for what is
+    offered. Raises StorageFailed.
     """
-    from safetensors import serialize_file
-
     path = snapshots / relative
     if path.exists():
         raise StorageFailed(f"{path} exists already: the names of shards are written once")
-    keys: dict[tuple[int, int, str, tuple[int, ...]], str] = {}
+    keys: dict[_Memory, str] = {}
     for name, tensor in tensors.items():
-        keys.setdefault((tensor.address, tensor.nbytes, tensor.dtype, tensor.shape), name)
+        keys.setdefault(_memory(tensor), name)
     unique = {name: tensors[name] for name in keys.values()}
-    specs = {name: spec_of(tensor) for name, tensor in unique.items()}
-    found: dict[str, str] = {}
-    hashed = _begin(lambda: found.update(digests(unique)))
+    found, kept = _unchanged(unique, offers or {}, writing)
+    rest = {name: tensor for name, tensor in unique.items() if name not in kept}
+    unknown = {name: tensor for name, tensor in rest.items() if name not in found}
+    hashed = _begin(lambda: found.update(writing.digests(unknown)))
     try:
         with storage(f"cannot write {path}"):
-            try:
-                serialize_file(specs, path)
-            except OSError:
-                raise
-            except Exception as error:  # safetensors has its own error type for I/O
-                raise OSError(None, str(error), str(path)) from error
-            failpoint("shards.tensors.written")
-            sync_file(path)
+            writing.put(path, rest)
     finally:
         hashed()
     failpoint("shards.tensors.synced")
     file = _describe(snapshots, relative)
-    addresses = {
-        name: TensorAt(
-            relative,
-            keys[(tensor.address, tensor.nbytes, tensor.dtype, tensor.shape)],
-            found[keys[(tensor.address, tensor.nbytes, tensor.dtype, tensor.shape)]],
-            tensor.dtype,
-            tensor.shape,
-        )
-        for name, tensor in tensors.items()
-    }
+    addresses = {}
+    for name, tensor in tensors.items():
+        key = keys[_memory(tensor)]
+        place = (kept[key].file, kept[key].key) if key in kept else (relative, key)
+        addresses[name] = TensorAt(*place, found[key], tensor.dtype, tensor.shape)
     return file, addresses
+
+
+_Memory = tuple[int, int, str, tuple[int, ...]]
+
+
+def _memory(tensor: TensorData) -> _Memory:
+    return tensor.address, tensor.nbytes, tensor.dtype, tensor.shape
+
+
+def _unchanged(
+    tensors: Mapping[str, TensorData], offers: Mapping[str, Offer], writing: Writing
+) -> tuple[dict[str, str], dict[str, TensorAt]]:
+    """The digests of what is offered, and where those lie that are what older shards hold."""
+    nbytes = {name: tensor.nbytes for name, tensor in tensors.items()}
+    offered = {name: offers[name] for name in tensors if name in offers}
+    likely = worthwhile(offered, nbytes)
+    found = _by_two({name: tensors[name] for name in likely}, writing)
+    same = {name: offer for name, offer in likely.items() if found[name] == offer.at.digest}
+    return found, {name: offer.at for name, offer in worthwhile(same, nbytes).items()}
+
+
+def _by_two(tensors: Mapping[str, TensorData], writing: Writing) -> dict[str, str]:
+    """Their digests, half of the bytes in a thread beside this one."""
+    halves: tuple[dict[str, TensorData], ...] = ({}, {})
+    sizes = [0, 0]
+    for name, tensor in sorted(tensors.items(), key=lambda item: -item[1].nbytes):
+        lighter = 0 if sizes[0] <= sizes[1] else 1
+        halves[lighter][name] = tensor
+        sizes[lighter] += tensor.nbytes
+    found: dict[str, str] = {}
+    hashed = _begin(lambda: found.update(writing.digests(halves[0])))
+    try:
+        other = writing.digests(halves[1])
+    finally:
+        hashed()
+    return found | other
 
 
 def _begin(work: Callable[[], None]) -> Callable[[], None]:

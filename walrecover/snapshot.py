@@ -32,10 +32,11 @@ from walrecover.files import (
     sweep,
     sync_directory,
 )
-from walrecover.manifest import Manifest, Part, TensorAt
+from walrecover.manifest import FileAt, Manifest, Part, TensorAt
+from walrecover.reuse import Offer
 from walrecover.rundir import RunDir
 from walrecover.sequence import Sequence
-from walrecover.shards import TensorData
+from walrecover.shards import AT_ONCE, TensorData, Writing
 
 
 class DurableStream(Protocol):
@@ -74,9 +75,16 @@ class Capture(NamedTuple):
         return snapshot_name(self.step, self.attempt, self.nonce, self.end)
 
 
-def vote(run: RunDir, capture: Capture, journal: DurableStream) -> Part:
+def vote(
+    run: RunDir,
+    capture: Capture,
+    journal: DurableStream,
+    writing: Writing = AT_ONCE,
+    offers: Mapping[str, Offer] | None = None,
+) -> Part:
     """Make this rank's shard and journal durable, then say so (rules 2, 6). Raises StorageFailed.
 
+    `offers`: tensors of committed shards, referenced where they are what is captured.
     After an error the capture's name is spent: nothing under it is written again.
     """
     folder = run.snapshots / capture.name
@@ -88,11 +96,14 @@ def vote(run: RunDir, capture: Capture, journal: DurableStream) -> Part:
         for name, tensor in capture.tensors.items()
         if capture.rank == 0 or name not in capture.shared
     }
-    file, addresses = shards.write_tensors(run.snapshots, f"{stem}.safetensors", mine)
+    written = f"{stem}.safetensors"
+    file, addresses = shards.write_tensors(run.snapshots, written, mine, writing, offers)
+    known = {offer.at.file: offer.file for offer in (offers or {}).values()}
+    older = {at.file: known[at.file] for at in addresses.values() if at.file != written}
     replicated = {name: at.digest for name, at in addresses.items() if name in capture.shared}
     if capture.rank != 0:
         others = {n: t for n, t in capture.tensors.items() if n in capture.shared}
-        replicated = shards.digests(others)
+        replicated = writing.digests(others)
         # Rank 0 writes them; where they lie is known, and that they are there is checked at commit.
         # The key is a guess, which rank 0 puts right: of tied tensors it writes one.
         source = f"{capture.name}/rank-{0:05d}.safetensors"
@@ -118,7 +129,7 @@ def vote(run: RunDir, capture: Capture, journal: DurableStream) -> Part:
         world=capture.world,
         base=capture.base,
         position=capture.position,
-        files={f"{stem}.safetensors": file, f"{stem}.msgpack": plain_file},
+        files={f"{stem}.safetensors": file, f"{stem}.msgpack": plain_file, **older},
         tensors=addresses,
         replicated=replicated,
         writer=capture.writer,
@@ -138,6 +149,10 @@ class Disagreed(WalrecoverError):
     """The votes for a step do not make a snapshot; it is abandoned."""
 
 
+class DeadReference(Disagreed):
+    """A vote lists an older file that no live snapshot lists any more (rule 9)."""
+
+
 def read_votes(run: RunDir, name: str, world: int) -> list[Part] | None:
     """All votes for a capture, or None while some are missing. Raises Corrupt."""
     found = []
@@ -150,6 +165,20 @@ def read_votes(run: RunDir, name: str, world: int) -> list[Part] | None:
             return None
         found.append(votes.decode_part(data))
     return found
+
+
+def voted(run: RunDir, attempt: int, nonce: str, rank: int) -> list[tuple[int, bool]]:
+    """The captures of an attempt, as (step, end), for which this rank's vote is there; oldest
+    first."""
+    label = model.attempt_label(attempt, nonce)
+    found = []
+    for entry in os.scandir(run.snapshots):
+        capture = votes.parse_snapshot_name(entry.name)
+        if capture is None or capture[2] != label or not entry.is_dir(follow_symlinks=False):
+            continue
+        if os.path.exists(os.path.join(entry.path, f"rank-{rank:05d}.part")):
+            found.append(capture[:2])
+    return sorted(found)
 
 
 def commit(
@@ -171,9 +200,10 @@ def commit(
         reason = f"the votes in {name} are for step {first.step} of attempt {first.attempt}"
     if reason:
         raise Disagreed(f"step {step}: {reason}")
-    data = votes.encode_manifest(
-        votes.seal_manifest(parts, [votes.digest_of(votes.encode_part(part)) for part in parts])
+    manifest = votes.seal_manifest(
+        parts, [votes.digest_of(votes.encode_part(part)) for part in parts]
     )
+    data = votes.encode_manifest(manifest)
     failpoint("snapshot.manifest.before")
     path = run.snapshots / name / "manifest.json"
     with storage(f"cannot write {path}"):
@@ -192,10 +222,11 @@ def commit(
         own = [c for c in model.commits(found) if c.snapshot.nonce == nonce]
         if own and (own[-1].snapshot.step, own[-1].snapshot.end) >= (step, end):
             raise Disagreed(f"step {step}: this attempt has committed step {own[-1].snapshot.step}")
-        _refuse_retired(found, parts)
+        _refuse_dead(run, found, manifest)
         return entry
 
     Sequence(run.sequence).settle(decide)
+    _remember(run, ref, manifest)
     failpoint("snapshot.committed")
     return entry
 
@@ -226,14 +257,59 @@ def require_newest(found: list[Entry], attempt: int, nonce: str) -> None:
         )
 
 
-def _refuse_retired(found: list[Entry], parts: list[Part]) -> None:
-    """A manifest that references a shard of a retired snapshot is refused (rule 9)."""
+def _refuse_dead(run: RunDir, found: list[Entry], manifest: Manifest) -> None:
+    """A manifest may list an older file only while a live one does (rule 9).
+
+    What no live manifest lists is dead for good, whoever looks and however late: so it may go.
+    """
+    older = manifest.older_files()
+    if not older:
+        return
+    alive: dict[str, FileAt] = {}
+    unread = ""
+    for ref in live(found):
+        try:
+            alive |= files_of(run, ref)
+        except (WalrecoverError, OSError) as error:
+            unread = f", as far as can be read ({error})"
+    for path, at in older.items():
+        if alive.get(path) != at:
+            raise DeadReference(
+                f"step {manifest.step}: {path} belongs to a retired snapshot{unread}"
+            )
+
+
+def live(found: list[Entry]) -> list[SnapshotRef]:
+    """Every committed snapshot that is not retired, on the chain or off it."""
     void = model.retired(found)
-    gone = {c.snapshot.name for c in model.commits(found) if c.snapshot.manifest in void}
-    for part in parts:
-        for path in part.files:
-            if path.split("/")[0] in gone:
-                raise Disagreed(f"step {part.step}: {path} belongs to a retired snapshot")
+    return [c.snapshot for c in model.commits(found) if c.snapshot.manifest not in void]
+
+
+_REMEMBERED = 64
+_listings: dict[tuple[str, SnapshotRef], dict[str, FileAt]] = {}
+"""What manifests list: content that its digest names, so that it cannot change."""
+
+
+def files_of(run: RunDir, ref: SnapshotRef) -> dict[str, FileAt]:
+    """The files that a committed manifest lists, its own and older ones. Raises as
+    `load_manifest`, though not for what this process has read before."""
+    known = _listings.get((str(run.snapshots), ref))
+    return known if known is not None else _remember(run, ref, load_manifest(run, ref))
+
+
+def _remember(run: RunDir, ref: SnapshotRef, manifest: Manifest) -> dict[str, FileAt]:
+    while len(_listings) >= _REMEMBERED:
+        _listings.pop(next(iter(_listings)), None)
+    listing = _listings[str(run.snapshots), ref] = manifest.files()
+    return listing
+
+
+def _alive_files(run: RunDir, found: list[Entry]) -> set[str] | None:
+    """Every file that a live manifest lists; None where one cannot be read."""
+    try:
+        return {path for ref in live(found) for path in files_of(run, ref)}
+    except (WalrecoverError, OSError):
+        return None
 
 
 def load_manifest(run: RunDir, ref: SnapshotRef) -> Manifest:
@@ -266,14 +342,21 @@ def retire(
 ) -> tuple[SnapshotRef, ...]:
     """Retire what retention allows, then delete what is retired (rules 9, 10).
 
+    Files that a live manifest lists stay, whoever wrote them.
     Returns what was retired now. Raises Fenced, StorageFailed.
     """
     chosen: tuple[SnapshotRef, ...] = ()
 
+    def listing(ref: SnapshotRef) -> frozenset[str] | None:
+        try:
+            return frozenset(files_of(run, ref))
+        except (WalrecoverError, OSError):
+            return None
+
     def decide(found: list[Entry]) -> Entry | None:
         nonlocal chosen
         require_newest(found, attempt, nonce)
-        chosen = model.retirable(found, verified, keep)
+        chosen = model.retirable(found, verified, keep, listing)
         if not chosen:
             return None
         return RetirementEntry(
@@ -296,22 +379,24 @@ def delete_void(run: RunDir, found: list[Entry]) -> None:
 
     Those are the captures of older attempts, and the newest attempt's below its last commit.
     Whoever calls this may have slept since it read `found` (P4): what is of an attempt that is
-    not in there is left alone, since it may have been committed meanwhile.
+    not in there is left alone, since it may have been committed meanwhile. A file that a live
+    manifest lists stays; while one of those cannot be read, all stay.
     """
-    import shutil  # reading a run never needs it
-
-    void = model.retired(found)
-    alive = {c.snapshot.name for c in model.commits(found) if c.snapshot.manifest not in void}
+    alive = {ref.name for ref in live(found)}
     labels = {entry.label for entry in model.attempts(found)}
     if first := model.origin(found):
         labels.add(model.attempt_label(first.snapshot.attempt, first.snapshot.nonce))
+        labels |= {model.attempt_label(one.attempt, one.nonce) for one in first.history}
     newest = model.newest_attempt(found)
     if newest is None:
         return
     own = [c.snapshot for c in model.commits(found) if c.snapshot.nonce == newest.nonce]
     floor = (own[-1].step, own[-1].end) if own else (0, False)
+    needed = _alive_files(run, found)
     with storage(f"cannot delete below {run.snapshots}"):
         for entry in sorted(os.scandir(run.snapshots), key=lambda e: e.name):
+            if needed is None:
+                break
             if entry.name in alive or not entry.is_dir(follow_symlinks=False):
                 continue
             capture = votes.parse_snapshot_name(entry.name)
@@ -319,14 +404,36 @@ def delete_void(run: RunDir, found: list[Entry]) -> None:
                 continue
             if capture[2] == newest.label and capture[:2] > floor:
                 continue  # its votes may still meet
-            failpoint("snapshot.deleting")
-            # The manifest first: what is half gone must not look whole.
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(os.path.join(entry.path, "manifest.json"))
-            shutil.rmtree(entry.path, ignore_errors=True)
-        for folder in os.scandir(run.attempts):
-            if folder.name in labels - {newest.label} and folder.is_dir(follow_symlinks=False):
-                shutil.rmtree(folder.path, ignore_errors=True)
-        sweep(run.sequence)
-        for label in labels - {newest.label}:
-            sweep(run.journal / label)
+            _delete(entry.path, {name for name in needed if name.startswith(f"{entry.name}/")})
+        _delete_traces(run, labels - {newest.label})
+
+
+def _delete(folder: str, needed: set[str]) -> None:
+    """Delete a capture, except for the files that live snapshots reference."""
+    import shutil  # reading a run never needs it
+
+    kept = {name.rpartition("/")[2] for name in needed}
+    if kept.issuperset(os.listdir(folder)):
+        return
+    failpoint("snapshot.deleting")
+    # The manifest first: what is half gone must not look whole.
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(os.path.join(folder, "manifest.json"))
+    if not kept:
+        shutil.rmtree(folder, ignore_errors=True)
+        return
+    for name in set(os.listdir(folder)) - kept:
+        with contextlib.suppress(OSError):
+            os.unlink(os.path.join(folder, name))
+
+
+def _delete_traces(run: RunDir, over: set[str]) -> None:
+    """What else attempts that are over have left."""
+    import shutil
+
+    for folder in os.scandir(run.attempts):
+        if folder.name in over and folder.is_dir(follow_symlinks=False):
+            shutil.rmtree(folder.path, ignore_errors=True)
+    sweep(run.sequence)
+    for label in over:
+        sweep(run.journal / label)

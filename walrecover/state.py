@@ -16,6 +16,7 @@ import msgspec
 from walrecover import entries as model
 from walrecover import events as ev
 from walrecover.entries import CommitEntry, Entry, Link
+from walrecover.spent import Spent
 
 
 class StreamKey(NamedTuple):
@@ -29,12 +30,15 @@ class StreamKey(NamedTuple):
 class StreamRecord(msgspec.Struct):
     """What one stream says. `steps`: disjoint closed intervals of completed steps, ascending.
 
-    `adopted`, `rejected`: the newest of each path. A plain struct, so that it can be kept as the
-    fold's checkpoint and compared with a full fold.
+    `adopted`, `rejected`: the newest of each path. `latest`: when the last event came, in Unix
+    time. A plain struct, so that it can be kept as the fold's checkpoint and compared with a full
+    fold.
     """
 
     lsn: int = 0
     events: int = 0
+    latest: float = 0.0
+    spent: Spent = msgspec.field(default_factory=Spent)
     begun: ev.AttemptBegun | None = None
     steps: list[list[int]] = []
     resumed: ev.Resumed | None = None
@@ -46,6 +50,7 @@ class StreamRecord(msgspec.Struct):
     decided: list[ev.RestartDecided] = []
     hangs: list[ev.HangDetected] = []
     measured: ev.PhasesMeasured | None = None
+    pace: ev.PaceSet | None = None
     abandoned: list[ev.SnapshotAbandoned] = []
     verified: set[str] = set()
     retired: set[str] = set()
@@ -130,6 +135,7 @@ def apply(record: StreamRecord, event: ev.Event | ev.Unknown) -> StreamRecord:
     if handler is not None:
         handler(record, event)
     record.events += 1
+    record.latest = _moment(event)
     return record
 
 
@@ -148,20 +154,31 @@ def fold(
         record = records.setdefault(key, StreamRecord())
         get = _HANDLERS.get
         last, count = record.lsn, record.events
+        newest: ev.Event | ev.Unknown | None = None
         for lsn, event in pairs:
             if lsn <= last:
                 continue
             last = lsn
             count += 1
+            newest = event
             handler = get(type(event))
             if handler is not None:
                 handler(record, event)
         record.lsn, record.events = last, count
+        if newest is not None:
+            record.latest = _moment(newest)
     return RunState(tuple(entries), records)
+
+
+def _moment(event: ev.Event | ev.Unknown) -> float:
+    """When an event came; 0 where it does not say."""
+    at = event.fields.get("at") if isinstance(event, ev.Unknown) else event.at
+    return at if isinstance(at, float) else 0.0
 
 
 def _step(record: StreamRecord, event: Any) -> None:
     step = event.step
+    record.spent.complete(step, event.at)
     steps = record.steps
     if steps and steps[-1][1] == step - 1:
         steps[-1][1] = step
@@ -190,6 +207,19 @@ def _by_path(field: str) -> Any:
     return handler
 
 
+def _resumed(record: StreamRecord, event: Any) -> None:
+    record.resumed = event
+    record.spent.begin(event.at)
+
+
+def _reached(record: StreamRecord, event: Any) -> None:
+    record.spent.begin(event.at)
+
+
+def _stalled(record: StreamRecord, event: Any) -> None:
+    record.spent.stall(event.at, event.seconds, capture=not event.commit)
+
+
 def _verified(record: StreamRecord, event: Any) -> None:
     record.verified.add(event.manifest)
 
@@ -201,7 +231,10 @@ def _retired(record: StreamRecord, event: Any) -> None:
 _HANDLERS: dict[type, Any] = {
     ev.AttemptBegun: _set("begun"),
     ev.StepCompleted: _step,
-    ev.Resumed: _set("resumed"),
+    ev.Resumed: _resumed,
+    ev.PlaceReached: _reached,
+    ev.LoopStalled: _stalled,
+    ev.PaceSet: _set("pace"),
     ev.ResumeVerified: _append("proofs"),
     ev.ResumeDiverged: _append("proofs"),
     ev.ResumeUnproven: _append("proofs"),

@@ -20,6 +20,7 @@ CONSTANTS
     MaxPassings,  \* plans that may pass over the newest candidate
     PowerCuts,    \* TRUE: what was not fsynced may be lost
     Keep,         \* verified newer candidates that a retirement needs
+    References,   \* TRUE: a snapshot may list a file of an older one
     Rule1,        \* TRUE: create-if-absent; FALSE: rename, which replaces
     FolderSync,   \* TRUE: a writer fsyncs the folder before it acts on its entry (rule 1)
     ReaderSync,   \* TRUE: so does whoever decides from entries of others (rule 1)
@@ -28,6 +29,8 @@ CONSTANTS
     Rule6,        \* TRUE: a vote waits for the rank's journal
     ShardSync,    \* TRUE: a vote waits for the rank's shard to be durable (P2)
     Rule9,        \* TRUE: retire, then delete; FALSE: delete once decided
+    RefCheck,     \* TRUE: a commit lists an older file only while a live one does (rule 9)
+    RefKeep,      \* TRUE: a deletion spares what a live commit lists (rule 9)
     Rule10,       \* TRUE: retention counts the live chain only, so keeps its base
     Rule12,       \* TRUE: a manifest takes votes of its own attempt and step only
     Rule15        \* TRUE: rank 0 of a superseded attempt enters nothing
@@ -43,12 +46,13 @@ VARIABLES
     durable,  \* how many of its entries survive a power loss
     shard,    \* name -> [by: who wrote it, st: absent, cached, durable, torn, deleted]
     vote,     \* name -> the attempt that voted, 0 if nobody did
+    ref,      \* name -> the older snapshot whose file of this rank it lists, or Start
     saver,    \* attempt, rank -> [step, at]: what the rank's saver did last
     journal,  \* attempt, rank -> events through this step are durable
     writer,   \* attempt -> what its supervisor, then its rank 0, is about to enter
     acked     \* commit entries whose rank 0 was told "durable"
 
-vars == <<seq, durable, shard, vote, saver, journal, writer, acked>>
+vars == <<seq, durable, shard, vote, ref, saver, journal, writer, acked>>
 
 -----------------------------------------------------------------------------
 (* A file's name is (nonce, step, rank).  Without rule 2 all attempts      *)
@@ -112,13 +116,21 @@ NewestOf(q, cs) ==
              at == Max({i \in 1..Len(q) : q[i] \in cs /\ q[i].s = top})
          IN Id(q[at])
 
+\* The snapshots whose file of rank r these commits list.
+Listed(commits, r) ==
+    ({<<c.parts[r].a, c.parts[r].s>> : c \in commits} \cup {c.parts[r].ref : c \in commits})
+        \ {Start}
+
 -----------------------------------------------------------------------------
 (* Reading a snapshot back, every digest compared.  What is only cached    *)
 (* reads well: a read-back proves content, not durability.                 *)
 
+FileReads(id, r) ==
+    LET f == shard[Nonce(id[1])][id[2]][r]
+    IN f.by = id[1] /\ f.st \in {"cached", "durable"}
 PartReads(p, r) ==
-    LET f == shard[Nonce(p.a)][p.s][r]
-    IN f.by = p.a /\ f.st \in {"cached", "durable"}
+    /\ FileReads(<<p.a, p.s>>, r)
+    /\ p.ref = Start \/ FileReads(p.ref, r)
 Loads(c) == \A r \in Ranks : PartReads(c.parts[r], r)
 LoadsId(q, id) == id = Start \/ \E c \in Commits(q) : Id(c) = id /\ Loads(c)
 
@@ -143,7 +155,7 @@ Decide(a, entry) ==
     /\ writer' = [writer EXCEPT ![a] =
            [st |-> "decided", entry |-> entry, at |-> Len(seq) + 1]]
     /\ FsyncFolder(ReaderSync)
-    /\ UNCHANGED <<seq, shard, vote, saver, journal, acked>>
+    /\ UNCHANGED <<seq, shard, vote, ref, saver, journal, acked>>
 
 \* Recovery: the newest candidate that verifies.  What is newer than the base is
 \* passed over because it is damaged or unwanted (a rewind, final), or because it
@@ -173,9 +185,13 @@ DecideCommit(a, s) ==
     /\ Works(a)
     /\ Mine(a)
     /\ \A c \in Commits(seq) : c.a = a => c.s < s
-    /\ \E parts \in Ballots(a, s) :
-          /\ \A r \in Ranks : vote[Nonce(a)][parts[r].s][r] = parts[r].a
-          /\ Decide(a, [kind |-> "commit", a |-> a, s |-> s, parts |-> parts])
+    /\ \E ballot \in Ballots(a, s) :
+          LET older == [r \in Ranks |-> ref[Nonce(a)][ballot[r].s][r]]
+              parts == [r \in Ranks |-> [a |-> ballot[r].a, s |-> ballot[r].s, ref |-> older[r]]]
+          IN /\ \A r \in Ranks : vote[Nonce(a)][ballot[r].s][r] = ballot[r].a
+             /\ RefCheck => \A r \in Ranks :
+                    older[r] = Start \/ older[r] \in Listed(Unretired(seq), r)
+             /\ Decide(a, [kind |-> "commit", a |-> a, s |-> s, parts |-> parts])
 
 \* Nothing goes before the newest attempt has a commit that was read back, and
 \* then only behind Keep newer ones on the live chain that were, too.  Without
@@ -203,7 +219,7 @@ Create(a) ==
                  ELSE IF Rule1 THEN seq ELSE [seq EXCEPT ![w.at] = w.entry]
        /\ writer' = [writer EXCEPT ![a] =
               IF absent \/ ~Rule1 THEN [w EXCEPT !.st = "created"] ELSE Idle]
-       /\ UNCHANGED <<durable, shard, vote, saver, journal, acked>>
+       /\ UNCHANGED <<durable, shard, vote, ref, saver, journal, acked>>
 
 \* The folder is fsynced and the nonce read back: only now does anyone act on
 \* the entry.  A plan starts its workers, a commit is acknowledged.
@@ -221,12 +237,16 @@ Settle(a) ==
                      THEN [journal EXCEPT ![a] = [r \in Ranks |-> w.entry.base[2]]]
                      ELSE journal
        /\ acked' = IF held /\ IsCommit(w.entry) THEN acked \cup {w.entry} ELSE acked
-       /\ UNCHANGED <<seq, shard, vote>>
+       /\ UNCHANGED <<seq, shard, vote, ref>>
 
 -----------------------------------------------------------------------------
 (* A rank's saver: write the shard, make it durable, vote.                 *)
 
 Moves(a, r, step, at) == saver' = [saver EXCEPT ![a][r] = [step |-> step, at |-> at]]
+
+\* What it references is listed by some commit that it has read, however long ago:
+\* that one may be retired meanwhile, and its files deleted.
+Older(r) == {Start} \cup (IF References THEN Listed(Commits(seq), r) ELSE {})
 
 Write(a, r) ==
     LET s == saver[a][r].step + 1
@@ -234,6 +254,7 @@ Write(a, r) ==
        /\ saver[a][r].at = "voted"
        /\ s \in Steps
        /\ shard' = [shard EXCEPT ![Nonce(a)][s][r] = [by |-> a, st |-> "cached"]]
+       /\ \E older \in Older(r) : ref' = [ref EXCEPT ![Nonce(a)][s][r] = older]
        /\ Moves(a, r, s, "written")
        /\ UNCHANGED <<seq, durable, vote, journal, writer, acked>>
 
@@ -250,23 +271,28 @@ Vote(a, r) ==
        /\ journal' = IF Rule6 THEN [journal EXCEPT ![a][r] = s] ELSE journal
        /\ vote' = [vote EXCEPT ![Nonce(a)][s][r] = a]
        /\ Moves(a, r, s, "voted")
-       /\ UNCHANGED <<seq, durable, writer, acked>>
+       /\ UNCHANGED <<seq, durable, ref, writer, acked>>
 
 -----------------------------------------------------------------------------
-(* Rule 9: files go only behind a durable retirement.  Without the rule    *)
-(* they go as soon as somebody has decided, from what it read back then.   *)
+(* Rule 9: files go only behind a durable retirement, and only once no live *)
+(* commit lists them.  Whoever deletes may have read the sequence long ago. *)
+(* Without the rule they go as soon as somebody has decided.                *)
 
-Doomed ==
-    IF Rule9 THEN Retired(Prefix(seq, durable))
+Dead(q, r) == Retired(q) \ (IF RefKeep THEN Listed(Unretired(q), r) ELSE {})
+Doomed(r) ==
+    IF Rule9 THEN IF References THEN UNION {Dead(Prefix(seq, n), r) : n \in 0..durable}
+                  ELSE Retired(Prefix(seq, durable))
     ELSE {writer[a].entry.of : a \in
              {b \in Attempts : writer[b].st = "decided" /\ writer[b].entry.kind = "retire"}}
 
 Delete(id) ==
     LET files == shard[Nonce(id[1])][id[2]]
-    IN /\ \E r \in Ranks : files[r].st # "deleted"
+        going == {r \in Ranks : id \in Doomed(r) /\ files[r].st # "deleted"}
+    IN /\ going # {}
        /\ shard' = [shard EXCEPT ![Nonce(id[1])][id[2]] =
-              [r \in Ranks |-> [files[r] EXCEPT !.st = "deleted"]]]
-       /\ UNCHANGED <<seq, durable, vote, saver, journal, writer, acked>>
+              [r \in Ranks |-> IF r \in going THEN [files[r] EXCEPT !.st = "deleted"]
+                               ELSE files[r]]]
+       /\ UNCHANGED <<seq, durable, vote, ref, saver, journal, writer, acked>>
 
 \* A power loss takes any part of what was not fsynced, and the processes may
 \* live on.  Any part: one thing at a time, since less is a legal loss as well.
@@ -276,12 +302,12 @@ LoseShard(a, s, r) ==
     /\ shard[a][s][r].st = "cached"
     /\ vote[a][s][r] # 0
     /\ shard' = [shard EXCEPT ![a][s][r].st = "torn"]
-    /\ UNCHANGED <<seq, durable, vote, saver, journal, writer, acked>>
+    /\ UNCHANGED <<seq, durable, vote, ref, saver, journal, writer, acked>>
 
 LoseEntry ==
     /\ durable < Len(seq)
     /\ seq' = Prefix(seq, Len(seq) - 1)
-    /\ UNCHANGED <<durable, shard, vote, saver, journal, writer, acked>>
+    /\ UNCHANGED <<durable, shard, vote, ref, saver, journal, writer, acked>>
 
 PowerLoss ==
     /\ PowerCuts
@@ -293,6 +319,7 @@ Init ==
     /\ durable = 0
     /\ shard = [a \in Writing |-> [s \in Steps |-> [r \in Ranks |-> [by |-> 0, st |-> "absent"]]]]
     /\ vote = [a \in Writing |-> [s \in Steps |-> [r \in Ranks |-> 0]]]
+    /\ ref = [a \in Writing |-> [s \in Steps |-> [r \in Ranks |-> Start]]]
     /\ saver = [a \in Attempts |-> [r \in Ranks |-> [step |-> 0, at |-> "off"]]]
     /\ journal = [a \in Writing |-> [r \in Ranks |-> 0]]
     /\ writer = [a \in Attempts |-> Idle]
@@ -306,7 +333,7 @@ Next ==
           \/ Create(a)
           \/ Settle(a)
           \/ \E r \in Ranks : Write(a, r) \/ Vote(a, r)
-    \/ \E id \in Doomed : Delete(id)
+    \/ \E id \in UNION {Doomed(r) : r \in Ranks} : Delete(id)
     \/ PowerLoss
 
 Spec == Init /\ [][Next]_vars
@@ -349,7 +376,14 @@ NoLostCommit ==
 
 \* P3: all parts of a committed manifest come from its attempt and its step.
 NoMixedManifest ==
-    \A c \in Commits(seq), r \in Ranks : c.parts[r] = [a |-> c.a, s |-> c.s]
+    \A c \in Commits(seq), r \in Ranks : c.parts[r].a = c.a /\ c.parts[r].s = c.s
+
+\* Rule 9: what is dead in some beginning of the sequence is listed by no live commit
+\* after it, so that whoever deletes may do so by an old reading.
+DeadStaysDead ==
+    \A n \in 0..Len(seq), r \in Ranks :
+        (Retired(Prefix(seq, n)) \ Listed(Unretired(Prefix(seq, n)), r))
+            \cap Listed(Unretired(seq), r) = {}
 
 \* P10: the newest plan's base loads, and so does what that plan could not read,
 \* until its attempt has a commit that loads.

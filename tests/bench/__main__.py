@@ -15,6 +15,7 @@ BENCHMARKS = (
     "journal",
     "step",
     "snapshot",
+    "arena",
     "start",
     "recovery",
     "restart",

@@ -113,6 +113,13 @@ EXAMPLES: dict[str, ev.Event] = {
     "SnapshotAbandoned full": ev.SnapshotAbandoned(step=7, reason="a rank is gone", end=True),
     "SnapshotsRetired": ev.SnapshotsRetired(names=("step-00000007.a3-9f2c01d7",)),
     "PaceSet": ev.PaceSet(from_step=128, every=100),
+    "PaceSet full": ev.PaceSet(
+        at=1750000013.5, from_step=128, every=100, seconds=24.5, cost=0.25, between=1200.0
+    ),
+    "LoopStalled": ev.LoopStalled(step=1200, seconds=0.25),
+    "LoopStalled full": ev.LoopStalled(
+        at=1750000014.5, step=1200, seconds=0.25, end=True, commit=True
+    ),
     "RecoveryPlanned": ev.RecoveryPlanned(plan=Plan()),
     "RecoveryPlanned full": ev.RecoveryPlanned(
         plan=Plan(
@@ -132,6 +139,7 @@ EXAMPLES: dict[str, ev.Event] = {
     "ConfigurationChanged": ev.ConfigurationChanged(differences=("threads: 1, then 2",)),
     "Resumed": ev.Resumed(step=1200),
     "Resumed full": ev.Resumed(step=1200, seconds=0.25),
+    "PlaceReached": ev.PlaceReached(step=1200),
     "ResumeVerified": ev.ResumeVerified(base=1200, tier="exact"),
     "ResumeVerified full": ev.ResumeVerified(
         at=1750000004.5,
@@ -187,6 +195,7 @@ EXAMPLES: dict[str, ev.Event] = {
         artefacts=("attempts/a3-9f2c01d7/stacks-rank-0.txt",),
     ),
     "WorkerExited of the same again": ev.WorkerExited(pid=4711, cause="code", step=70000),
+    "WorkerExited that was seen": ev.WorkerExited(pid=4711, cause="crash", seen=1750000012.25),
     "SalvageTried": ev.SalvageTried(step=1234, saved=True),
     "SalvageTried full": ev.SalvageTried(
         at=1750000012.5, step=1234, saved=False, reason="AdamW.step() had begun", stands=1200

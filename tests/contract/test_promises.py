@@ -18,6 +18,7 @@ import msgspec
 import pytest
 
 from tests.support.protocol import (
+    FROZEN_BYTES,
     Launch,
     candidates,
     check_state,
@@ -27,7 +28,7 @@ from tests.support.protocol import (
     holder,
     recovery_point,
 )
-from walrecover import failpoints, recovery, resumes
+from walrecover import failpoints, recovery, resumes, snapshot
 from walrecover.entries import SnapshotRef
 from walrecover.errors import Corrupt, Fenced, StorageFailed, UnsupportedVersion
 from walrecover.events import ResumeDiverged, ResumeVerified, StepCompleted
@@ -374,12 +375,20 @@ def test_p9_a_failing_disk_loses_nothing(
 
 
 def test_p10_snapshots_stay_within_their_number(run: RunDir) -> None:
+    """And what they list within twice their state; what no snapshot lists is gone."""
     for _ in range(3):
         with Launch.begin(run) as launch:
             for _ in range(5):
                 launch.train(1)
                 launch.keep(launch.save(), retention=2)
-                assert len(list(run.snapshots.iterdir())) <= 3
+                kept = [snapshot.load_manifest(run, ref) for ref in candidates(run)]
+                assert len(kept) <= 3
+                listed = {path for manifest in kept for path in manifest.files()}
+                folders = {path.split("/")[0] for path in listed}
+                assert {path.name for path in run.snapshots.iterdir()} == folders
+                for manifest in kept:
+                    shards = [f.bytes for p, f in manifest.files().items() if "safetensors" in p]
+                    assert sum(shards) <= 2 * 2 * (2 * FROZEN_BYTES + 1000)
                 assert recovery_point(run) == candidates(run)[0]
             launch.train(1)
             launch.vote(0)  # never commits

@@ -258,7 +258,7 @@ def a_retired_shard_is_not_referenced(run: RunDir) -> None:
 
     with Launch.begin(run) as launch:
         refs = []
-        for _ in range(3):
+        for _ in range(5):
             launch.train(1)
             commit = launch.save()
             launch.keep(commit)
@@ -266,13 +266,44 @@ def a_retired_shard_is_not_referenced(run: RunDir) -> None:
         launch.train(1)
         zero, _ = launch.vote(0), launch.vote(1)
         at = next(iter(zero.files.values()))
-        old = f"{refs[0].name}/rank-00000.safetensors"
+        old = f"{refs[2].name}/rank-00000.safetensors"
         path = run.snapshots / next(iter(zero.files)).split("/")[0] / "rank-00000.part"
         path.write_bytes(
             votes.encode_part(msgspec.structs.replace(zero, files=zero.files | {old: at}))
         )
         with pytest.raises(Disagreed, match="belongs to a retired snapshot"):
             launch.commit()
+
+
+def what_is_referenced_stays(run: RunDir) -> None:
+    """Rule 9: a retired snapshot's shards stay as long as a live manifest lists them, whoever
+    deletes, and whatever they had read."""
+    with Launch.begin(run) as launch:
+        readings = []
+        for _ in range(7):
+            launch.train(1)
+            launch.keep(launch.save())
+            readings.append(entries_of(run))
+        older = [snapshot.load_manifest(run, ref).older_files() for ref in candidates(run)]
+        assert all(older)
+        for found in readings:
+            snapshot.delete_void(run, found)
+            for ref in candidates(run):
+                check_state(run, ref)
+
+
+def two_stay_that_share_no_file(run: RunDir) -> None:
+    """Rule 10: damage of one file leaves one of them."""
+
+    def retirable(files: Callable[[SnapshotRef], frozenset[str] | None]) -> tuple[int, ...]:
+        found = [attempt(1), *(committed(step, 1) for step in range(1, 6))]
+        seen = frozenset(reference(step, 1).manifest for step in range(1, 6))
+        return tuple(ref.step for ref in model.retirable(found, seen, 2, files))
+
+    assert retirable(lambda ref: frozenset({"one", ref.name})) == ()
+    assert retirable(lambda ref: frozenset({f"line {ref.step % 2}"})) == (3, 2, 1)
+    assert retirable(lambda ref: frozenset({f"line {ref.step > 3}"})) == (2, 1)
+    assert retirable(lambda ref: None) == ()
 
 
 def nothing_goes_before_it_is_replaced(run: RunDir) -> None:
@@ -394,7 +425,9 @@ CHECKS: list[tuple[int, Callable[[RunDir], None]]] = [
     (8, nothing_is_restored_but_commits),
     (9, retire_before_delete),
     (9, a_retired_shard_is_not_referenced),
+    (9, what_is_referenced_stays),
     (10, nothing_goes_before_it_is_replaced),
+    (10, two_stay_that_share_no_file),
     (11, any_interleaving_is_one_state),
     (12, just_in_time),
     (13, proof_compares_one_history),
@@ -503,12 +536,21 @@ def delete_before_retire(patch: Patch) -> None:
 
 
 def references_are_not_looked_at(patch: Patch) -> None:
-    patch.setattr(snapshot, "_refuse_retired", lambda *_: None)
+    patch.setattr(snapshot, "_refuse_dead", lambda *_: None)
+
+
+def deletes_whole_folders(patch: Patch) -> None:
+    patch.setattr(snapshot, "_alive_files", lambda *_: set())
+
+
+def counts_any_two(patch: Patch) -> None:
+    real = model.retirable
+    patch.setattr(model, "retirable", lambda *given: real(*given[:3]))
 
 
 def the_newest_few_of_all(patch: Patch) -> None:
     def newest_few(
-        entries: list[Entry], verified: frozenset[str], keep: int
+        entries: list[Entry], verified: frozenset[str], keep: int, *_: object
     ) -> tuple[SnapshotRef, ...]:
         void = model.retired(entries)
         left = [c.snapshot for c in model.commits(entries) if c.snapshot.manifest not in void]
@@ -569,6 +611,8 @@ BROKEN: list[tuple[Callable[[Patch], None], Callable[[RunDir], None]]] = [
     (a_plan_names_what_was_voted, nothing_is_restored_but_commits),
     (delete_before_retire, retire_before_delete),
     (references_are_not_looked_at, a_retired_shard_is_not_referenced),
+    (deletes_whole_folders, what_is_referenced_stays),
+    (counts_any_two, two_stay_that_share_no_file),
     (the_newest_few_of_all, nothing_goes_before_it_is_replaced),
     (one_record_for_all, any_interleaving_is_one_state),
     (votes_always_agree, just_in_time),

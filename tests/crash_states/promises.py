@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib
+import json
 import os
 import random
 import re
@@ -283,8 +284,9 @@ def _notices_a_flipped_shard(
 ) -> None:
     """Recovery passes the damaged snapshot over, by name, for an older one where there is one."""
     paths = [f"{base.name}/manifest.json", *snapshot.load_manifest(run, base).files()]
-    path = run.snapshots / rng.choice(sorted(paths))
-    _flip(path, rng.randrange(path.stat().st_size), rng)
+    name = rng.choice(sorted(paths))
+    path = run.snapshots / name
+    _flip(path, rng.choice(_read_of(path, _keys_of(run, base, name))), rng)
     older = [c for c in model.candidates(Sequence(run.sequence).read()) if c.snapshot != base]
     try:
         found = recover(run, states)
@@ -295,6 +297,24 @@ def _notices_a_flipped_shard(
     rejected = [rejected.manifest for rejected in found.entry.plan.rejected]
     if found.base == base or base.manifest not in rejected or not older:
         raise Broken(f"a flipped bit in {path.name} of {base.name} is recovered as {found.base}")
+
+
+def _keys_of(run: RunDir, base: SnapshotRef, name: str) -> set[str]:
+    parts = snapshot.load_manifest(run, base).parts
+    return {at.key for part in parts for at in part.tensors.values() if at.file == name}
+
+
+def _read_of(path: Path, keys: set[str]) -> range | list[int]:
+    """The bytes of a file that are read: of an older shard those that are referenced."""
+    if path.suffix != ".safetensors":
+        return range(path.stat().st_size)
+    data = path.read_bytes()
+    start = 8 + int.from_bytes(data[:8], "little")
+    spans = json.loads(data[8:start])
+    return [
+        *range(start),
+        *(start + place for key in keys for place in range(*spans[key]["data_offsets"])),
+    ]
 
 
 def _flip(path: Path, at: int, rng: random.Random) -> None:

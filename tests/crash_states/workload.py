@@ -3,7 +3,8 @@
 Owns: the order of events. It calls what a session calls, in two processes that are told by pipes
 when to act, so that every recording holds the same story:
 
-    attempt 1   steps 1 to 8, a snapshot at every second one; two of the four are retired. Both
+    attempt 1   steps 1 to 8, a snapshot at every second one; two of the four are retired, and what
+                never changes stays in their folders, referenced by the others. Both
                 ranks vote for step 10, and rank 0 stops just before its commit becomes an entry
     attempt 2   is entered meanwhile. The old rank 0 wakes and is fenced; both old ranks end as a
                 kill would end them. Steps 9 to 12, a snapshot of 10, and one of the run's end,
@@ -38,12 +39,13 @@ from typing import Any
 from blake3 import blake3
 
 from tests.support import protocol
-from walrecover import checkpoints, files, manifest, recovery, snapshot
+from walrecover import checkpoints, files, manifest, paced, recovery, shards, snapshot
 from walrecover import events as ev
 from walrecover.entries import AttemptEntry, SnapshotRef
 from walrecover.errors import Fenced
 from walrecover.failpoints import failpoint
 from walrecover.journal import Cursor
+from walrecover.reuse import Past
 from walrecover.rundir import RunDir
 from walrecover.snapshot import Capture
 
@@ -52,7 +54,9 @@ ROOT = ".walrecover"
 WORLD = 2
 KEPT = 2
 EVENTS_WORTH_KEEPING = 6
-SIZES = {"weights": 9000, "own": 5000, "author": 600}
+SIZES = {"weights": 9000, "own": 5000, "author": 600, "frozen": 20000, "own frozen": 15000}
+PACED = shards.Writing(shards.digests, lambda path, some: paced.put(path, some, lambda _: None))
+"""As the saver writes; attempt 2 does, the others as a session without one."""
 _fork = multiprocessing.get_context("fork")
 
 
@@ -63,7 +67,10 @@ def run_below(directory: Path) -> RunDir:
 @functools.lru_cache(maxsize=1024)
 def content(name: str, label: str, rank: int, step: int) -> bytes:
     """The bytes of a tensor. Weights depend on the step alone, and are every rank's."""
-    of = {"weights": f"{step}", "own": f"{step} {rank}", "author": f"{step} {rank} {label}"}
+    of = {
+        "weights": f"{step}", "own": f"{step} {rank}", "author": f"{step} {rank} {label}",
+        "frozen": "", "own frozen": f"{rank}",
+    }  # fmt: skip
     return blake3(f"{name} {of[name]}".encode()).digest(SIZES[name])
 
 
@@ -87,6 +94,8 @@ class Rank:
         self.run, self.entry, self.rank, self.pipe = run, entry, rank, pipe
         base = entry.plan.base
         self.verified = {base.manifest} if base else set()
+        self.past = Past(snapshot.load_manifest(run, base).parts[rank] if base else None)
+        self.voted = (0, False)
         self.committed_lsn = 0
         self.voted_lsn = 0
         files.make_directory(run.meeting(entry.number, entry.nonce))
@@ -111,11 +120,14 @@ class Rank:
     def vote(self, step: int, end: bool = False, root: Path | None = None) -> bytes:
         where = self.run._replace(root=root) if root else self.run
         taken = capture(self.entry, self.rank, step, end, self.committed_lsn)
-        part = snapshot.vote(where, taken, self.journal)
+        writing = PACED if self.entry.number == 2 else shards.AT_ONCE
+        part = snapshot.vote(where, taken, self.journal, writing, self.past.offers())
         self.durable(Cursor(part.lsn, bytes.fromhex(part.chain)))
         self.voted_lsn = part.lsn
         data = manifest.encode_part(part)
         if root is None:
+            self.past.cast(part)
+            self.voted = (step, end)
             digest = manifest.digest_of(data)
             acknowledge("vote", self.entry.label, self.rank, step, int(end), digest)
         return data
@@ -158,6 +170,7 @@ class Rank:
 
     def committed(self) -> None:
         self.committed_lsn = self.voted_lsn
+        self.past.committed({self.voted})
         self.follower.catch_up(self.journal.durable)
 
     def finish(self) -> None:

@@ -109,8 +109,9 @@ def test_replay_into_writes_files_that_other_tools_open(run: RunDir, tmp_path: P
 
     answer = walrecover(run.root, "replay", "--into", str(tmp_path / "out"))
     assert answer.code == 0, answer
+    own = ["own", "own frozen", "author"]
     assert sorted(load_file(tmp_path / "out" / "state.safetensors")) == sorted(
-        ["weights", "tied", "own", "author", "rank1.own", "rank1.author"]
+        ["weights", "tied", "frozen", *own, *(f"rank1.{name}" for name in own)]
     )
     state = json.loads((tmp_path / "out" / "state.json").read_text())
     assert (state["step"], len(state["ranks"])) == (6, 2)

@@ -18,9 +18,13 @@ from walrecover.state import RunState, StreamKey, StreamRecord, fold
 Pairs = list[tuple[int, ev.Event | ev.Unknown]]
 
 small = st.integers(1, 12)
+moment = st.floats(0.0, 60.0)
 event = st.one_of(
-    st.builds(ev.StepCompleted, step=small, epoch=small),
-    st.builds(ev.Resumed, step=small),
+    st.builds(ev.StepCompleted, at=moment, step=small, epoch=small),
+    st.builds(ev.Resumed, at=moment, step=small),
+    st.builds(ev.PlaceReached, at=moment, step=small),
+    st.builds(ev.LoopStalled, at=moment, step=small, seconds=moment, commit=st.booleans()),
+    st.builds(ev.PaceSet, from_step=small, every=small),
     st.builds(ev.SnapshotCommitted, step=small, manifest=st.sampled_from("abc")),
     st.builds(ev.SnapshotVerified, step=small, manifest=st.sampled_from("abc")),
     st.builds(ev.SnapshotAbandoned, step=small, reason=st.sampled_from("xy")),

@@ -22,6 +22,7 @@ from walrecover import entries as model
 from walrecover import snapshot
 from walrecover.entries import CommitEntry, Entry, SnapshotRef
 from walrecover.errors import WalrecoverError
+from walrecover.reuse import Past
 
 Patch = pytest.MonkeyPatch
 
@@ -80,7 +81,7 @@ def every_commit_is_a_candidate(patch: Patch) -> None:
 
 def retention_does_not_verify(patch: Patch) -> None:
     def newest_few(
-        entries: Sequence[Entry], verified: frozenset[str], keep: int
+        entries: Sequence[Entry], verified: frozenset[str], keep: int, *_: object
     ) -> tuple[SnapshotRef, ...]:
         return tuple(c.snapshot for c in model.candidates(entries)[keep:])
 
@@ -105,6 +106,24 @@ def digests_are_not_compared(patch: Patch) -> None:
     patch.setattr(snapshot, "verify", lambda run, ref: snapshot.load_manifest(run, ref))
 
 
+def deletes_what_is_referenced(patch: Patch) -> None:
+    patch.setattr(snapshot, "_alive_files", lambda *_: set())
+
+
+def any_two_are_enough(patch: Patch) -> None:
+    """All snapshots but the newest may reference one file."""
+    real = Past.offers
+
+    def offers(self: Past) -> Any:
+        if self._last is not None:
+            self._last = msgspec.structs.replace(self._last, files={})
+        return real(self)
+
+    patch.setattr(Past, "offers", offers)
+    whole = model.retirable
+    patch.setattr(model, "retirable", lambda *given: whole(*given[:3]))
+
+
 def tied_tensors_are_guessed(patch: Patch) -> None:
     """Rank 1's guess of where rank 0 put a tied tensor was believed."""
     real = snapshot.votes.seal_manifest
@@ -124,6 +143,8 @@ BROKEN = [
     commits_before_the_votes,
     digests_are_not_compared,
     tied_tensors_are_guessed,
+    deletes_what_is_referenced,
+    any_two_are_enough,
 ]
 
 

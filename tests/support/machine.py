@@ -10,6 +10,7 @@ A commit of the newest attempt appends; a plan cuts behind its base; a retiremen
 
 from __future__ import annotations
 
+import json
 import random
 import secrets
 import shutil
@@ -135,6 +136,8 @@ class Machine(RuleBasedStateMachine):
         self.base: SnapshotRef | None = None
         self.line: list[SnapshotRef] = []
         self.damaged: set[str] = set()
+        self.needed: dict[str, set[tuple[str, str]]] = {}
+        self.broken: set[tuple[str, str]] = set()  # file and tensor, "" for all of the file
         self.durable: dict[tuple[str, str], int] = {}
 
     # -- dying ----------------------------------------------------------------------------------
@@ -332,7 +335,10 @@ class Machine(RuleBasedStateMachine):
             assert entry.snapshot.step == attempt.launch.step
             self.line.append(entry.snapshot)
             attempt.own.append(entry)
-            check_state(self.run, entry.snapshot)
+            if self._needs(entry.snapshot) & self.broken:
+                self.damaged.add(entry.snapshot.manifest)
+            else:
+                check_state(self.run, entry.snapshot)
 
     def _check_refusal(self, attempt: Attempt, refused: list[Exception]) -> None:
         kinds: set[type[Exception]] = {type(error) for error in refused}
@@ -385,7 +391,12 @@ class Machine(RuleBasedStateMachine):
         assert left[-1] == self.line[-1]
         assert any(ref.nonce == attempt.launch.entry.nonce for ref in verified)
         newest_gone = [place for place, ref in enumerate(self.line) if ref.manifest in gone]
-        assert not newest_gone or self.line.index(verified[-2]) > newest_gone[-1]
+        above = [
+            {path for path, _ in self._needs(ref)}
+            for ref in verified
+            if not newest_gone or self.line.index(ref) > newest_gone[-1]
+        ]
+        assert any(one.isdisjoint(other) for one in above for other in above)
         self.line = left
 
     @precondition(lambda self: any(a.living == {0, 1} for a in self.attempts))
@@ -507,13 +518,33 @@ class Machine(RuleBasedStateMachine):
         whole = [ref for ref in self.line if ref.manifest not in self.damaged]
         ref = whole[-1 - drawn % len(whole)]
         self.damaged.add(ref.manifest)
-        names = ["manifest.json"]
-        for rank in range(WORLD):
-            names += [f"rank-{rank:05d}.safetensors", f"rank-{rank:05d}.msgpack"]
-        path = self.run.snapshots / ref.name / names[drawn % len(names)]
+        names = [f"{ref.name}/manifest.json", *sorted({path for path, _ in self._needs(ref)})]
+        name = names[drawn % len(names)]
+        path = self.run.snapshots / name
         data = bytearray(path.read_bytes())
-        data[drawn * 7919 % len(data)] ^= 1 << drawn % 8
+        place = drawn * 7919 % len(data)
+        broken = {(name, key) for key in _tensors_at(name, bytes(data), place)}
+        hit = {other.manifest for other in whole if self._needs(other) & broken}
+        if len(hit) == len(whole):
+            return  # the second damage to one line, after one to the other: nothing would be left
+        data[place] ^= 1 << drawn % 8
         path.write_bytes(data)
+        self.broken |= broken
+        self.damaged |= hit
+
+    def _needs(self, ref: SnapshotRef) -> set[tuple[str, str]]:
+        """What a snapshot is read from: files, as (path, ""), and tensors, as (path, key)."""
+        if ref.manifest not in self.needed:
+            manifest = json.loads((self.run.snapshots / ref.name / "manifest.json").read_bytes())
+            self.needed[ref.manifest] = {(f"{ref.name}/manifest.json", "")} | {
+                place
+                for part in manifest["parts"]
+                for place in [
+                    *((path, "") for path in part["files"]),
+                    *((at["file"], at["key"]) for at in part["tensors"].values()),
+                ]
+            }
+        return self.needed[ref.manifest]
 
     @precondition(lambda self: self.line)
     @rule()
@@ -556,6 +587,17 @@ class Machine(RuleBasedStateMachine):
                 for rank in attempt.living:
                     kill(attempt.launch.journals[rank])
             shutil.rmtree(self.folder)
+
+
+def _tensors_at(name: str, data: bytes, place: int) -> list[str]:
+    """The keys of what this byte of a file belongs to; [""] where all of the file needs it."""
+    if not name.endswith(".safetensors"):
+        return [""]
+    start = 8 + int.from_bytes(data[:8], "little")
+    if place < start:
+        return [""]
+    spans = {k: at["data_offsets"] for k, at in json.loads(data[8:start]).items()}
+    return [key for key, (begin, end) in spans.items() if begin <= place - start < end]
 
 
 def _is_death(error: BaseException | None) -> bool:

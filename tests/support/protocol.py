@@ -21,21 +21,23 @@ from walrecover import events as ev
 from walrecover import failpoints, recovery, shards, snapshot
 from walrecover.consumed import Consumed
 from walrecover.entries import AttemptEntry, CommitEntry, Entry, Holder, Plan, SnapshotRef
-from walrecover.errors import StorageFailed
+from walrecover.errors import Corrupt, StorageFailed
 from walrecover.failpoints import failpoint
 from walrecover.journal import Journal
 from walrecover.manifest import Part
 from walrecover.processes import identity
+from walrecover.reuse import Past
 from walrecover.rundir import RunDir
 from walrecover.sequence import Sequence
 from walrecover.shards import TensorData
 from walrecover.snapshot import Capture, Disagreed, DurableStream
 
 BYTES = 48
+FROZEN_BYTES = 6000
 MAP_BYTES = 1 << 20
 
-NAMES = [name for name in failpoints.NAMES if not name.startswith(("adopt.", "fork."))]
-"""The failpoints of the protocol; those of adopted files and of forks have tests of their own."""
+NAMES = [name for name in failpoints.NAMES if not name.startswith(("adopt.", "fork.", "saver."))]
+"""The failpoints of the protocol; adopted files, forks and savers have tests of their own."""
 
 
 def holder(pid: int = 1) -> Holder:
@@ -47,6 +49,12 @@ def holder(pid: int = 1) -> Holder:
 def state_after(step: int, rank: int | None = None) -> bytes:
     """The bytes that training has made by the end of this step."""
     return blake3(f"{step}/{rank}".encode()).digest(BYTES)
+
+
+@functools.lru_cache(maxsize=8)
+def frozen(rank: int | None = None) -> bytes:
+    """What training never changes."""
+    return blake3(f"frozen/{rank}".encode()).digest(FROZEN_BYTES)
 
 
 def tensor(data: bytes, dtype: str = "uint8", shape: tuple[int, ...] | None = None) -> TensorData:
@@ -63,7 +71,8 @@ def capture(
     run: str, entry: AttemptEntry, rank: int, world: int, step: int, *, end: bool = False,
     after: int = 0, position: str = "",
 ) -> Capture:  # fmt: skip
-    """What a rank stores: replicated weights (tied under two names), its own part, its author."""
+    """What a rank stores: replicated weights (tied under two names), its own part, its author,
+    and what never changes: most of the bytes."""
     weights = tensor(state_after(step))
     base = entry.plan.base
     return Capture(
@@ -81,8 +90,10 @@ def capture(
             "tied": weights,
             "own": tensor(state_after(step, rank)),
             "author": tensor(signature(entry.label, rank, step)),
+            "frozen": tensor(frozen()),
+            "own frozen": tensor(frozen(rank)),
         },
-        shared=frozenset({"weights", "tied"}),
+        shared=frozenset({"weights", "tied", "frozen"}),
         tree={"objects": {}, "step": step, "rank": rank},
         writer=f"rank-{rank}",
         events_after=after,
@@ -100,6 +111,7 @@ class Launch:
         self.journals = list(journals)
         self.verified: set[str] = set()
         self.committed_lsn = [0] * world
+        self.pasts = [Past() for _ in range(world)]
 
     @classmethod
     def begin(cls, run: RunDir, who: Holder | None = None, *, world: int = 2) -> Launch:
@@ -111,6 +123,9 @@ class Launch:
     def open(self) -> None:
         """Open the ranks' streams; each restores the plan's base and says so, as a session does."""
         base = self.entry.plan.base
+        if base is not None:
+            parts = snapshot.load_manifest(self.run, base).parts
+            self.pasts = [Past(part) for part in parts]
         for rank in range(len(self.journals), self.world):
             journal = open_stream(self.run, self.entry, rank, self.world)
             self.journals.append(journal)
@@ -135,13 +150,19 @@ class Launch:
             self.run.name, self.entry, rank, self.world, self.step, end=end,
             after=self.committed_lsn[rank], position=position,
         )  # fmt: skip
-        return snapshot.vote(self.run, taken, stream or self.journals[rank])
+        past = self.pasts[rank]
+        part = snapshot.vote(self.run, taken, stream or self.journals[rank], offers=past.offers())
+        past.cast(part)
+        return part
 
     def commit(self, *, end: bool = False, finished: bool = False) -> CommitEntry | None:
-        return snapshot.commit(
+        entry = snapshot.commit(
             self.run, step=self.step, end=end, attempt=self.entry.number, nonce=self.entry.nonce,
             world=self.world, finished=finished,
         )  # fmt: skip
+        for past in self.pasts if entry else ():
+            past.committed({(self.step, end)})
+        return entry
 
     def save(self, *, end: bool = False, finished: bool = False) -> CommitEntry:
         """All ranks vote, rank 0 commits."""
@@ -154,7 +175,12 @@ class Launch:
 
     def keep(self, commit: CommitEntry, retention: int = 2) -> tuple[SnapshotRef, ...]:
         """Read a commit back, then retire what it replaced, as rank 0's keeper does."""
-        snapshot.verify(self.run, commit.snapshot)
+        try:
+            snapshot.verify(self.run, commit.snapshot)
+        except (Corrupt, OSError):
+            for past in self.pasts:
+                past.distrust(commit.snapshot.name)
+            raise
         self.verified.add(commit.snapshot.manifest)
         failpoint("snapshot.verified")
         return snapshot.retire(
@@ -247,6 +273,7 @@ def check_state(run: RunDir, ref: SnapshotRef, world: int = 2) -> None:
         expected[rank, "weights"] = expected[rank, "tied"] = state_after(ref.step)
         expected[rank, "own"] = state_after(ref.step, rank)
         expected[rank, "author"] = signature(label, rank, ref.step)
+        expected[rank, "frozen"], expected[rank, "own frozen"] = frozen(), frozen(rank)
     assert load(run, ref) == expected
 
 

@@ -116,6 +116,16 @@ def test_a_missing_file_sync_is_found(recorded: Recorded, row: str) -> None:
     violations(left_out(operations, at))
 
 
+def test_a_missing_sync_of_a_shard_written_at_a_pace_is_found(recorded: Recorded) -> None:
+    """Attempt 2 writes as a saver does: past the page cache is not on the disk."""
+    at = find(
+        recorded.operations,
+        lambda op: is_file_sync(op) and recorded.row(op) == table.TENSORS and ".a2-" in op.path,
+        0,
+    )
+    violations(left_out(recorded.operations, at))
+
+
 FOLDER_SYNCS = {
     "the first names of a stream's folder": (table.STREAM, "/.rank-", 0),
     "a stream's name": (table.STREAM, "/journal/a", -1),

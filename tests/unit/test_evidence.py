@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 
 from tests.support.protocol import Launch
+from walrecover import cgroups, recovery
 from walrecover import events as ev
-from walrecover import recovery
 from walrecover.causes import Evidence, classify
 from walrecover.rundir import RunDir
 from walrecover.supervisor.child import Ending
-from walrecover.supervisor.evidence import Before, memory_cgroup, read_error_file
+from walrecover.supervisor.evidence import Before, read_error_file
 from walrecover.wording import MOST
 
 PLAIN: dict[str, Any] = {"started": True, "forced": None, "asked": None, "peak": 0}
@@ -198,6 +198,6 @@ def test_a_rank_that_was_stopped_says_by_which_signal(run: RunDir) -> None:
 def test_what_the_kernel_counts_is_read_where_it_can_be(run: RunDir) -> None:
     memory = look(Before.note({}), run).memory
     assert memory.total > 1 << 20
-    if memory_cgroup() is not None:
+    if cgroups.memory_cgroup() is not None:
         assert memory.kills is not None and memory.kills >= 0
-    assert memory_cgroup(1 << 22) is None
+    assert cgroups.memory_cgroup(1 << 22) is None

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from walrecover.errors import BadInput
-from walrecover.pace import Every, Pace, choose, is_due, parse
+from walrecover.pace import Every, Pace, Rate, choose, is_due, optimum, parse
 
 
 @pytest.mark.parametrize(
@@ -62,3 +64,45 @@ def test_the_chosen_pace_comes_near_the_wanted_time(step: float, wanted: float) 
 def test_steps_are_taken_as_given() -> None:
     assert choose(123.0, Every(7, None)) == 7
     assert choose(0.0, Every(None, 1.0)) == 10**9
+
+
+def test_auto_is_the_default_until_failures_are_known() -> None:
+    assert parse("auto") == Every(None, 30.0, auto=True)
+    assert not parse("30s").auto
+
+
+MINUTE = 60.0
+
+
+@pytest.mark.parametrize(
+    ("between", "interval"), [(24 * 60, 117), (6 * 60, 57), (15, 9.1)], ids=["24h", "6h", "15min"]
+)
+def test_the_optimum_is_what_daly_published(between: float, interval: float) -> None:
+    """His figures 3 to 5: a dump of 5 minutes, and three mean times between failures."""
+    found = optimum(5 * MINUTE, between * MINUTE) / MINUTE
+    assert found == pytest.approx(interval, rel=0.01)
+
+
+@given(st.floats(1e-4, 10.0), st.floats(1.0, 1e7))
+def test_no_other_interval_loses_noticeably_less(cost: float, between: float) -> None:
+    """Against his exact model of the time that a step of work takes, failures being exponential."""
+
+    def price(interval: float) -> float:
+        return between * math.expm1(min(700.0, (interval + cost) / between)) / interval
+
+    best = optimum(cost, between)
+    if cost >= between / 2:
+        return  # no pace is of use there
+    for factor in (0.5, 0.8, 1.25, 2.0):
+        assert price(best) <= price(best * factor) * (1 + 1e-6)
+
+
+def test_where_a_capture_costs_more_than_it_can_save_one_in_a_failure_is_left() -> None:
+    assert optimum(9.0, 4.0) == 4.0
+    assert optimum(1.0, 0.0) == 0.0
+
+
+def test_a_rate_is_known_from_the_first_failure_on() -> None:
+    assert Rate(0, 3600.0).between(60.0) is None
+    assert Rate(4, 100.0).between() == 25.0
+    assert Rate(4, 100.0).between(20.0) == 30.0

@@ -11,7 +11,6 @@ import contextlib
 import os
 import signal
 import sys
-import time
 from pathlib import Path
 
 import msgspec
@@ -22,47 +21,11 @@ from walrecover.adopt.patterns import Pattern
 from walrecover.adopt.settling import Setting, Telling, settle
 from walrecover.adopt.store import Store
 from walrecover.errors import WalrecoverError
-from walrecover.events import AttemptBegun, Event
-from walrecover.journal import Journal
+from walrecover.events import AttemptBegun
+from walrecover.journal.notes import Notes
 from walrecover.rundir import RunDir
 
 BOOT = Path("/proc/sys/kernel/random/boot_id")
-
-
-class _Notes:
-    """This process's stream, made with its first event: most looks have nothing to say."""
-
-    def __init__(self, job: Job, run: RunDir) -> None:
-        self._job, self._run = job, run
-        self._journal: Journal | None = None
-        self._broken = False
-
-    def note(self, event: Event) -> None:
-        job = self._job
-        event = msgspec.structs.replace(event, at=time.time())
-        try:
-            if self._journal is None:
-                first = AttemptBegun(
-                    at=time.time(),
-                    run=job.run,
-                    attempt=job.attempt,
-                    nonce=job.nonce,
-                    writer=job.writer,
-                    host=os.uname().nodename,
-                    pid=os.getpid(),
-                )
-                path = self._run.stream(job.attempt, job.nonce, job.writer)
-                self._journal = Journal.create(path, attempt=job.attempt, first=first)
-            self._journal.append(event)
-        except (OSError, WalrecoverError) as error:
-            if not self._broken:
-                _say(f"what is done with adopted files cannot be journaled: {error}")
-            self._broken = True
-
-    def close(self) -> None:
-        if self._journal is not None:
-            with contextlib.suppress(OSError, WalrecoverError):
-                self._journal.close()
 
 
 def _say(text: str) -> None:
@@ -76,7 +39,11 @@ def main() -> int:
     run = RunDir(Path(job.root), job.run, Path(job.journal) if job.journal else None)
     tree = Path(job.tree)
     store = Store(run.path / "adopted", tree, job.keep)
-    notes = _Notes(job, run)
+    notes = Notes(
+        run.stream(job.attempt, job.nonce, job.writer),
+        AttemptBegun(run=job.run, attempt=job.attempt, nonce=job.nonce, writer=job.writer),
+        lambda why: _say(f"what is done with adopted files cannot be journaled: {why}"),
+    )
     telling = Telling(notes.note, _say)
     meeting = run.meeting(job.attempt, job.nonce)
     setting = Setting(

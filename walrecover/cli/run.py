@@ -32,7 +32,8 @@ if TYPE_CHECKING:
 @click.option(
     "--every",
     metavar="PACE",
-    help="Time or steps between snapshots: 30s, 5m, 100steps [default: 30s].",
+    help="Time or steps between snapshots: 30s, 5m, 100steps, or auto: 30s until the run has "
+    "failed, then what loses least [default: 30s].",
 )
 @click.option(
     "--max-restarts",

@@ -10,6 +10,7 @@ from walrecover import entries as model
 from walrecover import recovery
 from walrecover import skips as skipping
 from walrecover.asof import as_of
+from walrecover.cli import times
 from walrecover.cli.options import as_json, directory, journal_dir, resolve, run_argument
 from walrecover.cli.output import clock, harmless, seconds, write_json
 from walrecover.cli.views import flow, run_row
@@ -20,7 +21,8 @@ FILES = 5
 
 @click.command(
     "show",
-    help="One run's recovery flow: each attempt, what it resumed, how it ended, what was decided.",
+    help="One run's recovery flow: each attempt, what it resumed, how it ended, what was decided; "
+    "and where the time went.",
 )
 @run_argument
 @directory
@@ -37,9 +39,13 @@ def command(
 ) -> int:
     found = resolve(run, directory, journal_dir)
     state = recovery.fold_run(found)
-    if at is not None:
+    spent, of_time = None, times.UNKNOWN
+    if at is None:
+        spent = times.spending(state)
+        of_time = times.fields(state, spent)
+    else:
         state = as_of(state, at, found.name)
-    row, story = run_row(found.name, state), flow(state)
+    row, story = run_row(found.name, state) | of_time, flow(state, spent)
     losses = [loss for record in state.records.values() for loss in record.losses]
     superseded = state.superseded()
     first = model.origin(state.entries)
@@ -57,6 +63,7 @@ def command(
         click.echo(f"forked from run {first.parent} at step {first.snapshot.step}{left}")
     for item in story:
         _draw(item)
+    times.draw(row)
     for loss in losses:
         click.echo(f"lost from the journal: {loss}")
     return 0

@@ -7,11 +7,14 @@ import time
 import click
 
 from walrecover import recovery
+from walrecover.cli import times
 from walrecover.cli.options import as_json, directory, journal_dir
 from walrecover.cli.output import seconds, write_json, write_table
 from walrecover.cli.views import run_row
 from walrecover.errors import BadInput, WalrecoverError
 from walrecover.rundir import find_root, list_runs, open_run
+
+COLUMNS = ("run", "state", "step", "attempts", "recovery point", "last end", "goodput", "pace")
 
 
 @click.command("status", help="The runs of a directory, the newest first.")
@@ -32,7 +35,8 @@ def command(directory: str | None, journal_dir: str | None, as_json: bool) -> in
     rows = []
     for name in names:
         try:
-            rows.append(run_row(name, recovery.fold_run(open_run(root, name, journal))))
+            state = recovery.fold_run(open_run(root, name, journal))
+            rows.append(run_row(name, state) | times.fields(state, times.spending(state)))
         except (WalrecoverError, OSError) as error:
             rows.append({"run": name, "state": "damaged", "problem": str(error)})
     if as_json:
@@ -41,7 +45,7 @@ def command(directory: str | None, journal_dir: str | None, as_json: bool) -> in
     cells = []
     for row in rows:
         if row["state"] == "damaged":
-            cells.append([row["run"], "damaged", "", "", str(row["problem"]), ""])
+            cells.append([row["run"], "damaged", "", "", str(row["problem"]), "", "", ""])
             continue
         point = row["recovery_point"]
         age = seconds(time.time() - row["committed_at"]) + " ago" if row["committed_at"] else ""
@@ -53,7 +57,9 @@ def command(directory: str | None, journal_dir: str | None, as_json: bool) -> in
                 str(row["attempts"]),
                 f"step {point}, {age}" if point is not None else "none",
                 row["last_end"]["cause"],
+                times.share(row),
+                times.pace(row),
             ]
         )
-    write_table("", ["run", "state", "step", "attempts", "recovery point", "last end"], cells)
+    write_table("", COLUMNS, cells)
     return 0

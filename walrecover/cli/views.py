@@ -15,6 +15,7 @@ from walrecover import events as ev
 from walrecover import skips as skipping
 from walrecover.causes import unseen
 from walrecover.entries import AttemptEntry
+from walrecover.goodput import Goodput
 from walrecover.processes import identity, is_alive
 from walrecover.state import RunState, StreamRecord
 from walrecover.verdicts import is_good, said
@@ -58,13 +59,18 @@ def run_row(name: str, state: RunState) -> dict[str, Any]:
     }
 
 
-def flow(state: RunState) -> list[dict[str, Any]]:
-    """The recovery flow: for each attempt what it resumed, how it ended, and what was decided.
+def flow(state: RunState, spent: Goodput | None = None) -> list[dict[str, Any]]:
+    """The recovery flow: for each attempt what it resumed, how it ended, and what was decided, and
+    where its time went (`spent`, up to the next one's beginning) if that is given.
 
     `stages` in seconds: planned (recovery), restored (start to every object restored), first step
     (restored to the next completed step is not known here: the log has it).
     """
-    return [_attempt(state, entry) for entry in model.attempts(state.entries)]
+    seconds: dict[str, Any] = dict(spent.attempts) if spent else {}
+    return [
+        _attempt(state, entry) | {"spent": seconds.get(entry.label)}
+        for entry in model.attempts(state.entries)
+    ]
 
 
 def _attempt(state: RunState, entry: AttemptEntry) -> dict[str, Any]:

@@ -99,6 +99,26 @@ class Reader:
             if problem is not None:
                 raise problem
 
+    def envelopes(self, after: int, upto: int) -> list[bytes]:
+        """The sealed bytes of the events behind `after`, through `upto`, each checked.
+
+        Raises as `read`, and Corrupt where they are not all there.
+        """
+        cursor = self.cursor_at(after)
+        found: list[bytes] = []
+        while cursor.lsn < upto:
+            first, wanted = cursor.lsn + 1, min(self._chunk, upto - cursor.lsn)
+            envelopes, problem = self._fetch(first, wanted)
+            checked = check(envelopes, first=first, attempt=self.stream.attempt, chain=cursor.chain)
+            problem = checked.problem or problem
+            if problem is None and len(envelopes) < wanted:
+                problem = Corrupt(f"{self.path}: event {upto} is not there")
+            if problem is not None:
+                raise problem
+            found += envelopes
+            cursor = Cursor(cursor.lsn + wanted, checked.chains[-1])
+        return found
+
     def payloads(
         self, after: Cursor | None = None, upto: int | None = None
     ) -> Iterator[list[bytes]]:

@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 from walrecover import events as ev
 from walrecover.errors import StorageFailed
 from walrecover.journal import Journal
-from walrecover.pace import Every, choose
 from walrecover.session.meeting import Meeting
+from walrecover.session.pacing import Pacer
 from walrecover.session.stopping import Signals
 from walrecover.torch_adapter.ranks import World
 
@@ -30,11 +30,11 @@ class Agreement:
         signals: Signals,
         ranks: World,
         journal: Journal,
-        every: Every,
+        pacer: Pacer,
         say: Callable[[str], None],
     ) -> None:
         self._meeting, self._signals, self._ranks = meeting, signals, ranks
-        self._journal, self._every, self._say = journal, every, say
+        self._journal, self._pacer, self._say = journal, pacer, say
         self._refused = False
 
     def reach(self, step: int, times: Sequence[float]) -> None:
@@ -67,15 +67,24 @@ class Agreement:
             self._journal.append(ev.StopAnnounced(at=time.time(), step=at, signal=asked))
 
     def _announce_pace(self, step: int, times: Sequence[float]) -> None:
-        if self._every.seconds is None or len(times) <= MEASURED_STEPS:
+        if self._pacer.every.seconds is None or len(times) <= MEASURED_STEPS:
             return
         known = self._meeting.paces[-1].every if self._meeting.paces else None
         if known and step % PACE_LOOK:
             return
-        wanted = choose(sorted(times)[(len(times) - 1) // 2], self._every)
-        if known and 1 / PACE_CHANGE < wanted / known < PACE_CHANGE:
+        wanted = self._pacer.choose(times)
+        if known and 1 / PACE_CHANGE < wanted.steps / known < PACE_CHANGE:
             return
         free = self._meeting.free_step(step)
         if free is not None:
-            self._meeting.announce("pace", free, wanted)
-            self._journal.append(ev.PaceSet(at=time.time(), from_step=free, every=wanted))
+            self._meeting.announce("pace", free, wanted.steps)
+            self._journal.append(
+                ev.PaceSet(
+                    at=time.time(),
+                    from_step=free,
+                    every=wanted.steps,
+                    seconds=wanted.seconds,
+                    cost=wanted.cost,
+                    between=wanted.between,
+                )
+            )

@@ -16,7 +16,7 @@ from typing import Any
 
 from walrecover import entries as model
 from walrecover import events as ev
-from walrecover import promotion, recovery, snapshot, stacks
+from walrecover import failures, goodput, promotion, recovery, snapshot, stacks
 from walrecover.beats import Beat
 from walrecover.entries import AttemptEntry, Holder
 from walrecover.errors import BadInput, Fenced, Mismatch, WalrecoverError
@@ -56,8 +56,8 @@ def attach(
     (model, optimizer, scheduler, scaler), tensors, generators, dicts and namespaces of plain
     values and tensors. Every rank calls it, after `init_process_group`.
 
-    `every`: "30s", "5m" or "100steps" between snapshots. `resume`: "auto", "must" or "never".
-    `strict`: names or keys that only the snapshot or only the script has are an error.
+    `every`: "30s", "5m" or "100steps" between snapshots, or "auto". `resume`: "auto", "must" or
+    "never". `strict`: names or keys that only the snapshot or only the script has are an error.
 
     Raises TypeError for an object that cannot be kept; BadInput, RunBusy, Fenced, Mismatch,
     NothingToResume, Corrupt, UnsupportedVersion or StorageFailed.
@@ -321,6 +321,8 @@ def _attempt(run: RunDir, chosen: Settings) -> tuple[AttemptEntry, ev.RecoveryPl
         resume = chosen.resume
     begun = recovery.begin_attempt(run, holder, resume=resume)
     _claim(run, begun.entry)
+    folder = run.meeting(begun.entry.number, begun.entry.nonce)
+    failures.tell(folder, goodput.known(begun.state))
     print(f"walrecover: {begun.line}", file=sys.stderr, flush=True)
     return begun.entry, begun.event
 

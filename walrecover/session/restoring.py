@@ -17,7 +17,7 @@ from walrecover.entries import SnapshotRef
 from walrecover.errors import Corrupt
 from walrecover.events import Code
 from walrecover.failpoints import failpoint
-from walrecover.manifest import Manifest, TensorAt
+from walrecover.manifest import Manifest, Part, TensorAt
 from walrecover.rundir import RunDir
 from walrecover.session import dealing, replicas
 from walrecover.session.position import (
@@ -36,7 +36,8 @@ from walrecover.torch_adapter.objects import Stored
 
 
 class Restored(NamedTuple):
-    """What this rank gets back. `digests`: of its tensors by name, as the manifest has them."""
+    """What this rank gets back. `digests`: of its tensors by name, as the manifest has them.
+    `part`: its vote in the snapshot, None where another number of ranks took that."""
 
     step: int
     stored: Stored
@@ -48,6 +49,7 @@ class Restored(NamedTuple):
     digests: Mapping[str, str] = {}
     deal: Deal | None = None
     saved_by: int = 0
+    part: Part | None = None
 
 
 def read(
@@ -99,6 +101,7 @@ def read(
             repair,
             notes,
             {name: at.digest for name, at in own.items()},
+            part=None if resized else manifest.parts[rank],
         )
     except (KeyError, TypeError, msgspec.ValidationError) as error:
         raise Corrupt(f"{_own(manifest, source)}: no {error} in it") from None

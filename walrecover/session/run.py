@@ -17,7 +17,7 @@ from typing import Any
 import msgspec
 
 from walrecover import events as ev
-from walrecover import lineage
+from walrecover import failures, lineage
 from walrecover.beats import Beat
 from walrecover.entries import AttemptEntry
 from walrecover.errors import Stopped, StorageFailed, WalrecoverError
@@ -34,6 +34,7 @@ from walrecover.session.leaving import Leaving
 from walrecover.session.loops import Loops
 from walrecover.session.meeting import Meeting
 from walrecover.session.moment import Captures, living
+from walrecover.session.pacing import Pacer
 from walrecover.session.position import Position
 from walrecover.session.proving import Prover, prove
 from walrecover.session.recording import Recorder
@@ -98,11 +99,11 @@ class Run:
             verified=frozenset({base.manifest} if base else ()),
             retention=settings.keep,
             say=self._say,
+            base=restored.part if restored else None,
         )
         self._signals = Signals(settings.grace, settings.notice)
-        self._agreement = Agreement(
-            meeting, self._signals, ranks, journal, settings.every, self._say
-        )
+        self._pacer = Pacer(settings.every, failures.told(meeting.folder), journal)
+        self._agreement = Agreement(meeting, self._signals, ranks, journal, self._pacer, self._say)
         self._lease = None if settings.supervisor or ranks.rank else Lease(meeting.folder)
         teaches = settings.supervisor is not None and ranks.rank == 0
         alarm = Alarm(settings.rewinds)
@@ -215,6 +216,7 @@ class Run:
         rng.restore(restored.rng)
         if self._restored is None:
             prove(self._prover, self._attached, restored)
+        self._journal.append(ev.PlaceReached(at=time.time(), step=restored.step))
 
     def pausing(self) -> None:
         """A loop in which steps were made has ended: what comes before the next step is none."""
@@ -282,6 +284,7 @@ class Run:
 
     def _save(self, key: Key, position: Position, *, finished: bool) -> bool:
         self._beat.say("snapshot", key.step)
+        began = time.monotonic()
         self._saver.note_commits()
         moment = living(self._attached, position)
         capture = self._captures.of(key, moment, self._saver.committed_lsn)
@@ -291,6 +294,7 @@ class Run:
         if saved:
             self._last_key = key
         self._clock = time.monotonic()
+        self._pacer.stood_still(key, self._clock - began)
         self._beat.say("training", key.step)
         if self._saver.failed:
             raise self._saver.failed
@@ -299,12 +303,13 @@ class Run:
     def _stop(self, key: Key) -> None:
         """Leave at the agreed boundary, once the snapshot is durable."""
         assert self._meeting.stop is not None
-        number = self._meeting.stop.value
+        number, began = self._meeting.stop.value, time.monotonic()
         durable = key == self._last_key and self._saver.wait(
             key, lambda: self._signals.seconds_left() == 0
         )
         if self._saver.failed:
             raise self._saver.failed
+        self._pacer.stood_still(key, time.monotonic() - began, commit=True)
         kept = f"step {key.step} is saved" if durable else "the last committed snapshot stands"
         self._leave(number, kept)
 
@@ -325,7 +330,8 @@ class Run:
             return
         saved = self._save(key, position, finished=True)
         self._beat.say("snapshot")
-        patient_until = time.monotonic() + PATIENCE_SECONDS
+        began = time.monotonic()
+        patient_until = began + PATIENCE_SECONDS
         durable = saved and self._saver.wait(
             key, lambda: self._signals.received is not None and time.monotonic() > patient_until
         )
@@ -340,6 +346,7 @@ class Run:
             )
         if self._ranks.rank == 0:
             self._saver.drain()
+        self._pacer.stood_still(key, time.monotonic() - began, commit=True)
         self._journal.append(ev.RunFinished(at=time.time(), step=self._step))
         self._journal.sync()
         self._prover.close()

@@ -24,11 +24,12 @@ from walrecover.errors import Corrupt, Fenced, StorageFailed, WalrecoverError
 from walrecover.failpoints import failpoint
 from walrecover.files import sync_directory
 from walrecover.journal import Journal
-from walrecover.manifest import disagreement
+from walrecover.manifest import Part, disagreement
+from walrecover.references import References, distrust
 from walrecover.rundir import RunDir
 from walrecover.sequence import Sequence
 from walrecover.session.given_back import by_object
-from walrecover.snapshot import Capture, Disagreed
+from walrecover.snapshot import Capture, DeadReference, Disagreed
 
 log = logging.getLogger("walrecover")
 POLL_SECONDS = 0.005
@@ -48,7 +49,8 @@ def _key(commit: CommitEntry) -> Key:
 
 
 class Saver:
-    """One rank's saving. `retention`: how many snapshots to keep.
+    """One rank's saving. `retention`: how many snapshots to keep. `base`: this rank's part of the
+    plan's base.
 
     `failed` holds the Fenced error that ended it, to be raised in the training thread. `tried`: the
     newest capture, voted for or refused. `known`: the digests of that vote's tensors, `state` those
@@ -67,6 +69,7 @@ class Saver:
         verified: frozenset[str],
         retention: int,
         say: Callable[[str], None],
+        base: Part | None = None,
     ) -> None:
         self.run, self.journal = run, journal
         self.attempt, self.nonce, self.rank, self.world = attempt, nonce, rank, world
@@ -79,6 +82,7 @@ class Saver:
         self.known: dict[str, str] = {}
         self.state: dict[str, bytes] = {}
         self.seconds = 0.0
+        self._references = References(run, attempt, nonce, base)
         self._lsns: dict[Key, int] = {}
         self._verified = set(verified)
         self._waiting: deque[tuple[Key, bool]] = deque()
@@ -96,10 +100,11 @@ class Saver:
         began = time.monotonic()
         self.tried = key = Key(capture.step, capture.end)
         try:
-            part = snapshot.vote(self.run, capture, self.journal)
+            part = snapshot.vote(self.run, capture, self.journal, offers=self._references.offers())
         except (StorageFailed, OSError) as error:
             self.abandon(key, str(error))
             return False
+        self._references.cast(part)
         self._lsns[key] = part.lsn
         self.known = {name: at.digest for name, at in part.tensors.items()}
         self.state = by_object(capture.tree["objects"], self.known)
@@ -110,7 +115,9 @@ class Saver:
                 step=capture.step,
                 end=capture.end,
                 files=tuple(
-                    ev.WrittenFile(name, at.bytes, at.digest) for name, at in part.files.items()
+                    ev.WrittenFile(name, at.bytes, at.digest)
+                    for name, at in part.files.items()
+                    if name.startswith(f"{capture.name}/")
                 ),
                 seconds=self.seconds,
                 state=self.state,
@@ -207,13 +214,17 @@ class Saver:
         if self.rank == 0 or not self._lsns:
             return
         self._follower.catch_up(self.journal.durable)
-        newest = self._newest(Sequence(self.run.sequence).read())
-        if newest is not None:
-            self._note(_key(newest))
+        own = self._own(Sequence(self.run.sequence).read())
+        if own:
+            self._note(*map(_key, own))
+
+    def _own(self, found: list[Entry]) -> list[CommitEntry]:
+        """The commits of this attempt."""
+        return [c for c in model.commits(found) if c.snapshot.nonce == self.nonce]
 
     def _newest(self, found: list[Entry]) -> CommitEntry | None:
         """The last commit of this attempt."""
-        own = [c for c in model.commits(found) if c.snapshot.nonce == self.nonce]
+        own = self._own(found)
         return own[-1] if own else None
 
     def _enter(self, key: Key, *, finished: bool) -> CommitEntry | None:
@@ -236,7 +247,10 @@ class Saver:
             sync_directory(self.run.sequence)  # nobody acts on it before it is durable (rule 1)
             return newest
 
-    def _note(self, key: Key) -> None:
+    def _note(self, *keys: Key) -> None:
+        """These are committed, in this order."""
+        key = keys[-1]
+        self._references.committed(keys)
         self.committed = key
         self.committed_lsn = self._lsns.get(key, self.committed_lsn)
         self._lsns = {k: lsn for k, lsn in self._lsns.items() if k > key}
@@ -279,6 +293,9 @@ class Saver:
             self.failed = error
             return True
         except (Disagreed, StorageFailed, Corrupt, OSError) as error:
+            if isinstance(error, DeadReference):
+                name = snapshot_name(key.step, self.attempt, self.nonce, key.end)
+                distrust(self.run, self.attempt, self.nonce, name)
             self.abandon(key, str(error))
             return True
         if entry is None:
@@ -377,6 +394,7 @@ class Saver:
             snapshot.verify(self.run, ref)
         except (Corrupt, OSError) as error:
             self.say(f"the snapshot of step {ref.step} does not read back: {error}")
+            distrust(self.run, self.attempt, self.nonce, ref.name)
             return
         self._verified.add(ref.manifest)
         self.journal.append(

@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from walrecover import recovery
+from walrecover import cgroups, recovery
 from walrecover.causes import Evidence, Forced, Memory, Raised
 from walrecover.entries import AttemptEntry
 from walrecover.errors import WalrecoverError
@@ -57,7 +57,7 @@ class Before(NamedTuple):
 
     @classmethod
     def note(cls, environ: Mapping[str, str], logs: Sequence[str] = ()) -> Before:
-        cgroup = memory_cgroup()
+        cgroup = cgroups.memory_cgroup()
         error_file = Path(environ[ERROR_FILE]) if environ.get(ERROR_FILE) else None
         outputs = tuple(_outputs(logs))
         return cls(cgroup, _counters(cgroup), outputs, error_file, _written(error_file))
@@ -65,7 +65,7 @@ class Before(NamedTuple):
     def follow(self, pid: int) -> Before:
         """The same, where the command has moved itself into another cgroup (`systemd-run`,
         `cgexec`): what that one counted before is not its own."""
-        cgroup = memory_cgroup(pid)
+        cgroup = cgroups.memory_cgroup(pid)
         if cgroup is None or cgroup == self.cgroup:
             return self
         counters = self.counters._replace(cgroup=_counters(cgroup).cgroup)
@@ -106,7 +106,7 @@ class Before(NamedTuple):
             kills=_grown(self.counters.cgroup, now.cgroup),
             elsewhere=_grown(self.counters.machine, now.machine),
             peak=peak,
-            limit=_limit(self.cgroup),
+            limit=cgroups.limit(self.cgroup),
             total=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         )
 
@@ -120,29 +120,6 @@ class Before(NamedTuple):
 
 
 # --- the kernel's counters ----------------------------------------------------------------------
-
-
-def memory_cgroup(pid: int | str = "self") -> Path | None:
-    """The folder of a process's cgroup that counts memory, of either version."""
-    try:
-        lines = Path(f"/proc/{pid}/cgroup").read_text().splitlines()
-    except OSError:
-        return None
-    root = Path("/sys/fs/cgroup")
-    for line in lines:
-        _, controllers, path = line.split(":", 2)
-        inside = path.lstrip("/")
-        if "memory" in controllers.split(","):
-            # In a container the path is the host's, and its own cgroup is the root of the mount.
-            found = [root / "memory" / inside, root / "memory"]
-        elif not controllers:
-            found = [root / inside, root / "unified" / inside, root]
-        else:
-            continue
-        for folder in found:
-            if (folder / "memory.oom_control").exists() or (folder / "memory.events").exists():
-                return folder
-    return None
 
 
 def _counters(cgroup: Path | None) -> Counters:
@@ -160,16 +137,6 @@ def _number(path: Path, key: str = "oom_kill") -> int | None:
             name, _, value = line.partition(" ")
             if name == key:
                 return int(value)
-    return None
-
-
-def _limit(cgroup: Path | None) -> int | None:
-    if cgroup is None:
-        return None
-    for name in ("memory.max", "memory.limit_in_bytes"):
-        with contextlib.suppress(OSError, ValueError):
-            limit = int((cgroup / name).read_text())
-            return limit if limit < 1 << 62 else None
     return None
 
 

@@ -14,7 +14,7 @@ from contextlib import closing
 
 import msgspec
 
-from walrecover import recovery
+from walrecover import failures, goodput, recovery
 from walrecover.causes import Forced, classify
 from walrecover.entries import AttemptEntry
 from walrecover.errors import Fenced, RunBusy, WalrecoverError
@@ -156,6 +156,7 @@ class _Supervision:
         entry = begun.entry
         folder = self._run.meeting(entry.number, entry.nonce)
         with closing(Notes(self._run, begun)) as notes, holding(folder):
+            failures.tell(folder, goodput.known(begun.state))
             self._keeper.begin(entry, self._signals)
             self._standbys.begin(entry)
             told = handover.of_attempt(entry, folder, self._command.environ)
@@ -207,6 +208,7 @@ class _Supervision:
                 fingerprint=verdict.fingerprint,
                 artefacts=outcome.forced.artefacts if outcome.forced else (),
                 step=verdict.step,
+                seen=outcome.seen,
             )
         )
 

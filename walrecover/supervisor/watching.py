@@ -30,7 +30,8 @@ FIRST_LOOK_SECONDS, LOOK_SECONDS = 0.2, 2.0
 
 
 class Outcome(NamedTuple):
-    """How a command ended. `pid` 0: it was never started. `forced`: why we ended it."""
+    """How a command ended. `pid` 0: it was never started. `forced`: why we ended it. `seen`: when
+    its end was noticed, in Unix time."""
 
     ending: Ending
     pid: int
@@ -38,6 +39,7 @@ class Outcome(NamedTuple):
     before: Before
     peak: int
     seconds: float
+    seen: float = 0.0
 
 
 class Watch:
@@ -74,11 +76,12 @@ class Watch:
         )
         self._stopping.child = child
         reason = self._wait(command, child, monitor)
+        seen = time.time()
         monitor.note()
         self._sweep(child)
         ending = child.ending or Ending(signal=9)
         seconds = time.monotonic() - began
-        return Outcome(ending, child.pid, reason, self._before, child.peak, seconds)
+        return Outcome(ending, child.pid, reason, self._before, child.peak, seconds, seen)
 
     def _sweep(self, child: Child) -> None:
         left = self._stopping.seconds_left()

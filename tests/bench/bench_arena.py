@@ -1,0 +1,233 @@
+"""Captures into an arena, 430 MB of state: what training waits for, when they are durable, what the
+journal feels of it, and the training time that a snapshot costs with both cores busy."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from tests.bench.bench_snapshot import state
+from tests.bench.measure import Row, at_most, duration, sample, show
+from tests.support.protocol import completed, holder, open_stream
+from walrecover.arena.filling import Filling
+from walrecover.arena.memory import Arena
+from walrecover.entries import AttemptEntry
+from walrecover.journal import Journal
+from walrecover.recovery import begin_attempt
+from walrecover.rundir import RunDir
+from walrecover.saver import messages as msg
+from walrecover.saver.client import Saver
+from walrecover.torch_adapter.objects import Attached
+
+ROUNDS = 9
+BATCHES = 7
+PATIENCE = 120.0
+SLOT_BYTES = 440 << 20
+EVENTS = 300
+
+
+class Training:
+    """A run whose state is captured; `journal` is its stream."""
+
+    def __init__(self, folder: Path, attached: Attached) -> None:
+        self.run = RunDir(folder / "run", "bench")
+        self.run.create()
+        self.entry: AttemptEntry = begin_attempt(self.run, holder()).entry
+        self.attached = attached
+        self.journal: Journal = open_stream(self.run, self.entry, 0, 1)
+        self.arena = Arena.create(2, SLOT_BYTES)
+        self.arena.touch()
+        self.filling = Filling(self.arena, 0)
+        self.step = 0
+        self.saver = Saver(
+            msg.Assignment(
+                root=str(self.run.root), run=self.run.name, attempt=self.entry.number,
+                nonce=self.entry.nonce, rank=0, world=1, retention=2,
+            ),
+            self.arena,
+        )  # fmt: skip
+        self.saver.wait(PATIENCE, lambda report: isinstance(report, msg.Ready))
+
+    def capture(self) -> float:
+        """Returns the seconds that training waited."""
+        self.step += 1
+        self.journal.append(completed(self.step))
+        began = time.perf_counter()
+        slot = self.filling.free_slot(saver_lives=self.saver.lives)
+        assert slot is not None
+        taken = self.attached.capture()
+        fields = {
+            "run": self.run.name, "step": self.step, "end": False, "attempt": self.entry.number,
+            "nonce": self.entry.nonce, "rank": 0, "world": 1, "base": "", "position": "",
+            "writer": "rank-0", "events_after": 0, "lsn": self.journal.appended, "finished": False,
+        }  # fmt: skip
+        self.filling.fill(slot, taken.tensors, taken.shared, fields, taken.tree, wanted=True)
+        self.saver.tell(msg.Captured())
+        return time.perf_counter() - began
+
+    def await_report(self, kind: type) -> None:
+        self._last = self.saver.wait(PATIENCE, lambda report: isinstance(report, kind))
+        assert any(isinstance(report, kind) for report in self._last), self._last
+
+    def await_rest(self) -> None:
+        """Until it has read back what it committed, too."""
+        if not isinstance(self._last[-1], msg.Idle):
+            self.await_report(msg.Idle)
+
+    def close(self) -> None:
+        self.saver.close()
+        self.arena.close()
+        self.journal.close()
+
+
+def move(tensors: dict[str, torch.Tensor]) -> None:
+    """What did not change would be referenced, not written."""
+    for tensor in tensors.values():
+        tensor.add_(1)
+
+
+def memcpy(tensors: dict[str, torch.Tensor], target: torch.Tensor) -> float:
+    """The same bytes, in as many pieces, into touched memory."""
+    place = target.data_ptr()
+    began = time.perf_counter()
+    for tensor in tensors.values():
+        ctypes.memmove(place, tensor.data_ptr(), tensor.nbytes)
+        place += tensor.nbytes
+    return time.perf_counter() - began
+
+
+def torch_saved(tensors: dict[str, torch.Tensor], folder: Path) -> float:
+    path = folder / "peer.pt"
+    began = time.perf_counter()
+    with open(path, "wb") as file:
+        torch.save(tensors, file)
+        file.flush()
+        os.fsync(file.fileno())
+    took = time.perf_counter() - began
+    path.unlink()
+    return took
+
+
+def p99_of_syncs(journal: Journal, until: Callable[[], bool]) -> float:
+    took = []
+    while len(took) < EVENTS or not until():
+        journal.append(completed(1))
+        began = time.perf_counter()
+        journal.sync()
+        took.append(time.perf_counter() - began)
+        if len(took) > 20 * EVENTS:
+            break
+    return statistics.quantiles(took, n=100)[98]
+
+
+def stall_and_durable(folder: Path, tensors: dict[str, torch.Tensor]) -> list[Row]:
+    training = Training(folder, Attached({"model": tensors}))
+    target = torch.zeros(sum(t.nbytes for t in tensors.values()), dtype=torch.uint8)
+    stalls, durable, copies, peers = [], [], [], []
+    for _ in range(ROUNDS):  # in turn, so that a drift meets all
+        move(tensors)
+        copies.append(memcpy(tensors, target))
+        began = time.perf_counter()
+        stalls.append(training.capture())
+        training.await_report(msg.Committed)
+        durable.append(time.perf_counter() - began)
+        training.await_rest()
+        peers.append(torch_saved(tensors, folder))
+    idle = p99_of_syncs(training.journal, lambda: True)
+    move(tensors)
+    training.capture()
+    reports: list[msg.Report] = []
+
+    def is_saved() -> bool:
+        reports.extend(training.saver.reports())
+        return any(isinstance(report, msg.Voted) for report in reports)
+
+    beside = p99_of_syncs(training.journal, is_saved)
+    training.close()
+    copy = statistics.median(copies)
+    return [
+        at_most("stall of a capture beside one memcpy", sample(stalls), sample(copies), 1.1),
+        Row(
+            "the first capture's stall beside one memcpy",
+            duration(stalls[0]),
+            duration(copy),
+            stalls[0] / copy,
+            "≤ 1.1 ×",
+            stalls[0] <= 1.1 * copy,
+        ),
+        at_most(
+            "capture to committed beside torch.save + fsync", sample(durable), sample(peers), 0.6
+        ),
+        Row(
+            "p99 of a synced event beside a running save",
+            duration(beside),
+            duration(idle),
+            beside / idle,
+            "≤ 2 × idle",
+            beside <= 2 * idle,
+        ),
+    ]
+
+
+class Steps:
+    """Training steps that keep all cores busy."""
+
+    def __init__(self) -> None:
+        self._a, self._b = torch.randn(1200, 1200), torch.randn(1200, 1200)
+
+    def __call__(self) -> float:
+        began = time.perf_counter()
+        for _ in range(4):
+            self._a @ self._b
+        return time.perf_counter() - began
+
+
+def lost(folder: Path, tensors: dict[str, torch.Tensor]) -> list[Row]:
+    """Stall and slowdown of the next five steps, each beside five undisturbed ones."""
+    training = Training(folder, Attached({"model": tensors}))
+    target = torch.zeros(sum(t.nbytes for t in tensors.values()), dtype=torch.uint8)
+    steps = Steps()
+    ours, copies, durable = [], [], []
+    for _ in range(BATCHES):
+        move(tensors)
+        copies.append(memcpy(tensors, target))
+        undisturbed = sum(steps() for _ in range(5))
+        began = time.perf_counter()
+        stall = training.capture()
+        ours.append(stall + sum(steps() for _ in range(5)) - undisturbed)
+        reports: list[msg.Report] = []
+        committed = 0.0
+        while not committed or not isinstance(reports[-1], msg.Idle):
+            steps()
+            reports += training.saver.reports()
+            if not committed and any(isinstance(report, msg.Committed) for report in reports):
+                committed = time.perf_counter() - began
+        durable.append(committed)
+    training.close()
+    row = at_most(
+        "training time lost per snapshot, beside one memcpy", sample(ours), sample(copies), 2
+    )
+    return [
+        row,
+        Row("… and its time to committed", str(sample(durable)), "", None, "", None),
+    ]
+
+
+def rows() -> list[Row]:
+    found: list[Row] = []
+    for measure, threads in ((stall_and_durable, 1), (lost, os.cpu_count() or 1)):
+        torch.set_num_threads(threads)
+        with tempfile.TemporaryDirectory() as name:
+            found += measure(Path(name), state())
+    return found
+
+
+if __name__ == "__main__":
+    raise SystemExit(not show("Captures into an arena", rows()))

@@ -1,0 +1,284 @@
+"""What the saver does with a slot: digest it, write it, vote for it, let it go.
+
+Owns the order of that. One slot at a time, the oldest first; commits are `commits`'.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+
+from blake3 import blake3
+
+from walrecover import events as ev
+from walrecover import paced, snapshot
+from walrecover.arena.layout import Header, Row, State
+from walrecover.arena.slots import Job, Slot, view
+from walrecover.commits import Attempt, Key, require_newest
+from walrecover.errors import Corrupt, StorageFailed
+from walrecover.failpoints import failpoint
+from walrecover.files import sync_file
+from walrecover.journal import Reader
+from walrecover.references import References, base_of
+from walrecover.rundir import RunDir
+from walrecover.saver.messages import Abandoned, Report, Voted
+from walrecover.saver.trainer import Trainer
+from walrecover.sequence import Sequence
+from walrecover.shards import TensorData, Writing
+from walrecover.snapshot import Capture
+
+POLL_SECONDS = 0.005
+HASHED_AT_ONCE = 2 << 20
+SCRIBBLED = "its bytes are not those that were digested when it was captured"
+
+Breathe = Callable[[int], None]
+
+
+class Lost(Exception):
+    """A capture that cannot be made durable. Its message says why."""
+
+
+class Saving:
+    """One rank's captures on their way to a vote."""
+
+    def __init__(
+        self,
+        run: RunDir,
+        attempt: Attempt,
+        slots: tuple[Slot, ...],
+        trainer: Trainer,
+        breathe: Breathe,
+        note: Callable[[ev.Event], object],
+        tell: Callable[[Report], object],
+    ) -> None:
+        self._run, self._attempt, self._slots = run, attempt, slots
+        self._trainer, self._breathe, self._note, self._tell = trainer, breathe, note, tell
+        self._done = {slot.number: slot.let_go for slot in slots}
+        self._references: References | None = None
+
+    def pending(self) -> list[tuple[Slot, Header]]:
+        """Captures that are to go to disk, oldest first. Of those that were only kept in memory the
+        newest is, once its process is gone."""
+        lives = self._trainer.lives
+        found = []
+        for slot in self._slots:
+            judged = slot.judge(lives=lives)
+            if judged.state is State.COMPLETE and judged.header is not None:
+                found.append((slot, judged.header))
+        newest = max((header.generation for _, header in found), default=0)
+        wanted = [
+            (slot, header)
+            for slot, header in found
+            if self._done[slot.number] != header.generation
+            and (header.wanted or (not lives and header.generation == newest))
+        ]
+        return sorted(wanted, key=lambda one: one[1].generation)
+
+    def save_next(self) -> tuple[Key, bool] | None:
+        """Vote for the oldest capture, or abandon it. Returns its key and whether it is the end,
+        where there is a vote now. Raises Fenced."""
+        waiting = self.pending()
+        if not waiting:
+            return None
+        slot, header = waiting[0]
+        key = Key(header.step, header.end)
+        try:
+            require_newest(self._run, self._attempt)
+            if self._has_voted(slot, header):
+                return key, header.end
+            job = self._vote(slot, header)
+        except (Lost, Corrupt, StorageFailed, OSError) as error:
+            self._note(ev.SnapshotAbandoned(step=key.step, end=key.end, reason=str(error)))
+            self._tell(Abandoned(key.step, key.end, str(error)))
+            return None
+        finally:
+            self._let_go(slot, header)
+        return key, job.finished
+
+    def _has_voted(self, slot: Slot, header: Header) -> bool:
+        """An earlier saver did, and died before it let the slot go."""
+        rank = slot.job(header)[0].rank
+        number, nonce, _ = self._attempt
+        return Key(header.step, header.end) in snapshot.voted(self._run, number, nonce, rank)
+
+    def _let_go(self, slot: Slot, header: Header) -> None:
+        self._done[slot.number] = header.generation
+        slot.release(header)
+
+    def _vote(self, slot: Slot, header: Header) -> Job:
+        began = time.monotonic()
+        job, rows = slot.job(header)
+        digests = self._digests(slot, header, rows)
+        failpoint("saver.digested")
+        base = slot.data_address(header)
+        tensors = {
+            row.name: TensorData(row.dtype, row.shape, base + row.offset, row.nbytes, None)
+            for row in rows
+        }
+        by_place = {
+            (base + row.offset, row.nbytes): digest
+            for row, digest in zip(rows, digests, strict=True)
+        }
+        capture = _capture(job, rows, tensors)
+        whole = partial(self._require_whole, slot, header, rows, digests)
+        stream = Stream(self._run, self._attempt, job, whole, self._trainer)
+        writing = Writing(
+            lambda some: _named(some, by_place),
+            lambda path, some: paced.put(path, some, self._breathe),
+        )
+        try:
+            references = self._known_references(job)
+            part = snapshot.vote(self._run, capture, stream, writing, references.offers())
+            references.cast(part)
+        finally:
+            stream.close()
+        seconds = time.monotonic() - began
+        self._note(
+            ev.ShardsWritten(
+                step=job.step,
+                end=job.end,
+                files=tuple(
+                    ev.WrittenFile(name, at.bytes, at.digest)
+                    for name, at in part.files.items()
+                    if name.startswith(f"{capture.name}/")
+                ),
+                seconds=seconds,
+            )
+        )
+        self._tell(Voted(job.step, job.end, part.lsn, seconds))
+        return job
+
+    def _known_references(self, job: Job) -> References:
+        """With what was committed since the last vote."""
+        entries = Sequence(self._run.sequence).read()
+        if self._references is None:
+            base = base_of(self._run, entries, job.nonce, job.rank, job.world)
+            self._references = References(self._run, job.attempt, job.nonce, base)
+        self._references.look(entries)
+        return self._references
+
+    def _digests(self, slot: Slot, header: Header, rows: tuple[Row, ...]) -> list[bytes]:
+        """Of each row: as they were taken, or now. Raises Lost where the bytes may not be what was
+        captured: their process died of its own doing before anybody had digested them."""
+        known = slot.digests(header)
+        if known is None and not self._trainer.is_trusted:
+            raise Lost(
+                f"the process that captured it {self._trainer.ending} before it was digested: what "
+                f"lies in its memory is not to be trusted"
+            )
+        found = self._hashes(slot, header, rows)
+        self._require_still(slot, header)
+        if known is None:
+            # It may have died while they were taken.
+            if not self._trainer.is_trusted:
+                raise Lost(f"the process that captured it {self._trainer.ending} meanwhile")
+            slot.set_digests(header, found)
+        elif known != found:
+            raise Lost(SCRIBBLED)
+        return found
+
+    def _hashes(self, slot: Slot, header: Header, rows: tuple[Row, ...]) -> list[bytes]:
+        base = slot.data_address(header)
+        seen: dict[tuple[int, int], bytes] = {}
+        for row in rows:
+            place = (base + row.offset, row.nbytes)
+            if place not in seen:
+                seen[place] = self._hash(*place)
+        return [seen[base + row.offset, row.nbytes] for row in rows]
+
+    def _hash(self, address: int, nbytes: int) -> bytes:
+        hasher = blake3()
+        for begin in range(0, nbytes, HASHED_AT_ONCE):
+            size = min(HASHED_AT_ONCE, nbytes - begin)
+            hasher.update(view(address + begin, size))
+            self._breathe(size)
+        return bytes(hasher.digest())
+
+    def _require_whole(
+        self, slot: Slot, header: Header, rows: tuple[Row, ...], digests: list[bytes]
+    ) -> None:
+        """Asked when all was read, before the vote. What a crashing process has scribbled on
+        between digest and write is on the disk now: then its memory differs, too."""
+        self._require_still(slot, header)
+        if not self._trainer.is_trusted and self._hashes(slot, header, rows) != digests:
+            raise Lost(SCRIBBLED)
+
+    @staticmethod
+    def _require_still(slot: Slot, header: Header) -> None:
+        """Rule 8."""
+        if not slot.is_still(header):
+            raise Lost("its slot was filled again before it was saved")
+
+
+class Stream:
+    """The rank's stream as a vote needs it (rule 6). Its writer is another process, or was."""
+
+    def __init__(
+        self,
+        run: RunDir,
+        attempt: Attempt,
+        job: Job,
+        require_whole: Callable[[], None],
+        trainer: Trainer,
+    ) -> None:
+        self._path = run.stream(attempt.number, attempt.nonce, job.writer)
+        self._job, self._require_whole, self._trainer = job, require_whole, trainer
+        self._reader: Reader | None = None
+
+    def sync(self) -> tuple[int, bytes]:
+        """Wait until the events through the captured step are committed, and make them durable.
+        Raises StorageFailed where they were lost with their process, Lost."""
+        self._require_whole()
+        self._reader = reader = Reader(self._path)
+        while True:
+            lives = self._trainer.lives  # asked first: then what it committed is all there is
+            if reader.head().lsn >= self._job.lsn:
+                break
+            if not lives:
+                raise Lost("the last events of its process were lost with it")
+            time.sleep(POLL_SECONDS)
+        sync_file(_data_of(self._path))
+        at = reader.cursor_at(self._job.lsn)
+        return at.lsn, at.chain
+
+    def envelopes(self, after: int, upto: int) -> list[bytes]:
+        assert self._reader is not None
+        return self._reader.envelopes(after, upto)
+
+    def close(self) -> None:
+        if self._reader is not None:
+            self._reader.close()
+
+
+def _data_of(stream: Path) -> Path:
+    return stream / "data.mdb"
+
+
+def _capture(job: Job, rows: tuple[Row, ...], tensors: Mapping[str, TensorData]) -> Capture:
+    return Capture(
+        run=job.run,
+        step=job.step,
+        end=job.end,
+        attempt=job.attempt,
+        nonce=job.nonce,
+        rank=job.rank,
+        world=job.world,
+        base=job.base,
+        position=job.position,
+        tensors=tensors,
+        shared=frozenset(row.name for row in rows if row.shared),
+        tree=job.tree,
+        writer=job.writer,
+        events_after=job.events_after,
+    )
+
+
+def _named(
+    tensors: Mapping[str, TensorData], digests: Mapping[tuple[int, int], bytes]
+) -> dict[str, str]:
+    return {
+        name: "blake3:" + digests[tensor.address, tensor.nbytes].hex()
+        for name, tensor in tensors.items()
+    }
