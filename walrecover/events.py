@@ -180,6 +180,12 @@ class PaceSet(_Event, frozen=True):
     between: float = 0.0
 
 
+class ArenaRefused(_Event, frozen=True):
+    """No capture is kept in memory any more in this attempt, and why: they go to disk only."""
+
+    reason: str
+
+
 class LoopStalled(_Event, frozen=True):
     """For so long, until `at`, the training loop stood still for this step's capture: as the loop
     saw it, on its monotonic clock. `commit`: not for the capture, for its commit to be durable."""
@@ -464,6 +470,7 @@ Event = (
     | SnapshotsRetired
     | PaceSet
     | LoopStalled
+    | ArenaRefused
     | RecoveryPlanned
     | PlanFailed
     | ConfigurationChanged

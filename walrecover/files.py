@@ -174,9 +174,10 @@ def read_regular(root: Path, relative: str, limit: int) -> bytes:
     """The bytes of a file below `root`, at most `limit`. Raises as `open_regular`, and Corrupt."""
     fd = open_regular(root, relative)
     with os.fdopen(fd, "rb") as file:
-        if os.fstat(fd).st_size > limit:
+        size = os.fstat(fd).st_size
+        if size > limit:
             raise Corrupt(f"{relative} is larger than the {limit} bytes it may have")
-        return file.read(limit + 1)
+        return file.read(size)  # never `limit`: all that is asked for is set aside first
 
 
 def sweep(folder: Path) -> None:

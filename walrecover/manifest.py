@@ -7,11 +7,13 @@ Owns the types, their bytes and the pure agreement between votes; files are `sha
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from typing import TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
 
 import msgspec
+from xxhash import xxh3_128
 
+from walrecover import plain
 from walrecover.entries import digest_of as digest_of
 from walrecover.entries import guard, snapshot_name, unguard
 from walrecover.entries import is_run_name as is_run_name
@@ -227,3 +229,13 @@ def seal_manifest(parts: Sequence[Part], digests: Sequence[str]) -> Manifest:
         parts=tuple(msgspec.structs.replace(part, tensors=part.tensors | held) for part in parts),
         part_digests=tuple(digests),
     )
+
+
+def by_object(tree: Mapping[str, Any], tensors: Mapping[str, str]) -> dict[str, bytes]:
+    """xxh3-128 of each attached object's state: its tree, and its tensors by name and digest."""
+    hashers = {name: xxh3_128(plain.encode(one)) for name, one in tree.items()}
+    for name in sorted(tensors):
+        owner = name.partition(".")[0]
+        if owner in hashers:
+            hashers[owner].update(f"{name}\0{tensors[name]}\n".encode())
+    return {name: hasher.digest() for name, hasher in hashers.items()}

@@ -70,7 +70,7 @@ def executions(
 
 class History(NamedTuple):
     """What a resume is held against. `missing`: why some of it is not there, or "". `worlds`: how
-    many ranks made what lies between the two histories."""
+    many ranks made it, and what lies between the two histories."""
 
     past: dict[int, Past]
     used: frozenset[str]
@@ -82,7 +82,7 @@ class History(NamedTuple):
         """With the worlds that lie between it and an attempt."""
         made = {one.attempt for one in self.past.values()}
         found = [lineage.worlds_between(entries, one, number) for one in made]
-        return self._replace(worlds=frozenset().union(*found))
+        return self._replace(worlds=self.worlds.union(*found))
 
 
 def history(
@@ -95,6 +95,7 @@ def history(
     """The newest execution of each step behind `base`. `before`: the attempts that are replaced,
     newest first (`proof.predecessors`), each with what its stream says, None where it has none."""
     past: dict[int, Past] = {}
+    worlds: set[int] = set()
     code, missing = None, ""
     for entry, record in before:
         if record is None:
@@ -111,8 +112,10 @@ def history(
             for step, facts, state in executions(steps(key, first, last), first, last, opening):
                 if step not in past or past[step].attempt == entry.number:
                     past[step] = Past(entry.number, facts, state)
+                    if record.begun is not None and record.begun.code is not None:
+                        worlds.add(record.begun.code.world)
     used = used_generators(one.facts for one in past.values())
-    return History(past, used, code, missing)
+    return History(past, used, code, missing, frozenset(worlds))
 
 
 # --- from the journal ---------------------------------------------------------------------------
@@ -206,6 +209,8 @@ def _compared(
             if captured:
                 proof.captured(step, captured)
     if not found.past and not missing:
+        if proof.anew:
+            return None  # it began from the beginning, after attempts that made no step
         reason = "no step was done twice, and the journal has no word of the state given back"
         return None if record.proofs else ResumeUnproven(reason=reason)
     return proof.verdict(missing)

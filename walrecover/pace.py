@@ -75,6 +75,17 @@ def parse(text: str) -> Every:
     return Every(None, number * _SECONDS[unit])
 
 
+def parse_memory(text: str) -> int:
+    """`1step`, `10steps`: steps between two captures that are kept in memory. Raises BadInput."""
+    match = _EVERY.fullmatch(text.strip())
+    if not match or not match[2].startswith("step") or not match[1].isdigit() or not int(match[1]):
+        raise BadInput(
+            f"--memory-every {text!r}: give a number of steps, such as 1step or 10steps, so that "
+            f"every rank captures the same ones"
+        )
+    return int(match[1])
+
+
 def is_due(step: int, paces: Sequence[Pace]) -> bool:
     """Whether this step's boundary is captured.
 

@@ -200,6 +200,21 @@ class Hurry(Protocol):
     def __call__(self) -> bool: ...
 
 
+def await_ends(
+    pids: Callable[[], Collection[int]], seconds: float, on_end: OnEnd, hurry: Hurry
+) -> bool:
+    """Wait until none of these children is left; False where that took too long, or `hurry` cut it
+    short."""
+    deadline = time.monotonic() + seconds
+    while reap(on_end) and (left := pids()):
+        seen = [Seen(pid, at) for pid in left if (at := started_at(pid)) is not None]
+        if _await_all(seen, min(deadline, time.monotonic() + 1.0), hurry):
+            return False
+        if time.monotonic() >= deadline:
+            return False
+    return True
+
+
 def kill_tree(
     grace: float, on_end: OnEnd, hurry: Hurry | None = None, kept: Collection[int] = ()
 ) -> list[Seen]:

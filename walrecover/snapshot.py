@@ -155,16 +155,16 @@ class DeadReference(Disagreed):
 
 def read_votes(run: RunDir, name: str, world: int) -> list[Part] | None:
     """All votes for a capture, or None while some are missing. Raises Corrupt."""
-    found = []
-    for rank in range(world):
-        try:
-            data = read_regular(
-                run.snapshots, f"{name}/rank-{rank:05d}.part", votes.MAX_MANIFEST_BYTES
-            )
-        except FileNotFoundError:
-            return None
-        found.append(votes.decode_part(data))
-    return found
+    try:
+        return [read_vote(run, name, rank) for rank in range(world)]
+    except FileNotFoundError:
+        return None
+
+
+def read_vote(run: RunDir, name: str, rank: int) -> Part:
+    """One rank's vote for a capture. Raises Corrupt, FileNotFoundError."""
+    path = f"{name}/rank-{rank:05d}.part"
+    return votes.decode_part(read_regular(run.snapshots, path, votes.MAX_MANIFEST_BYTES))
 
 
 def voted(run: RunDir, attempt: int, nonce: str, rank: int) -> list[tuple[int, bool]]:

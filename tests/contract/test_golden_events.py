@@ -116,6 +116,8 @@ EXAMPLES: dict[str, ev.Event] = {
     "PaceSet full": ev.PaceSet(
         at=1750000013.5, from_step=128, every=100, seconds=24.5, cost=0.25, between=1200.0
     ),
+    "ArenaRefused": ev.ArenaRefused(reason="no memory can be shared: out of memory"),
+    "ArenaRefused full": ev.ArenaRefused(at=1750000014.25, reason="too little memory"),
     "LoopStalled": ev.LoopStalled(step=1200, seconds=0.25),
     "LoopStalled full": ev.LoopStalled(
         at=1750000014.5, step=1200, seconds=0.25, end=True, commit=True

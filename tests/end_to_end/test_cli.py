@@ -169,6 +169,8 @@ def test_a_directory_that_is_not_a_run_is_said_to_be_none(tmp_path: Path, comman
         ["run"],
         ["run", "--every", "5", "--", "true"],
         ["run", "--every", "0s", "--", "true"],
+        ["run", "--memory-every", "30s", "--", "true"],
+        ["rehearse", "--memory-every", "1", "--", "true"],
         ["run", "--name", "../evil", "--", "true"],
         ["run", "--max-restarts", "-1", "--", "true"],
         ["replay", "--bogus"],

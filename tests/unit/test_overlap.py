@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from msgspec import structs
+
 from walrecover import events as ev
 from walrecover.entries import (
     AttemptEntry,
@@ -67,7 +69,7 @@ def judged(
                 writer=f"rank-{rank}",
                 rank=rank,
                 world=worlds.get(number, 3),
-                code=CODE,
+                code=structs.replace(CODE, world=worlds.get(number, CODE.world)),
             ),
             *events,
         ]
@@ -196,6 +198,21 @@ def test_a_start_from_the_beginning_is_compared_but_never_called_diverged() -> N
     assert isinstance(verdict, ev.ResumeUnproven)
     assert "began from the beginning again" in verdict.reason
     assert "the batch" in verdict.reason
+
+
+def test_what_another_number_of_ranks_did_is_no_other_beginning() -> None:
+    """A rank's samples are others there, also where a later attempt had as many ranks as now."""
+    entries: list[Entry] = [attempt(1), attempt(2), attempt(3)]
+    streams = {(1, 0): steps(1, 5, batch=B), (2, 0): steps(1, 1), (3, 0): steps(1, 9)}
+    verdict = judged(entries, streams, {1: 3, 2: 2, 3: 2})[3, 0]
+    assert isinstance(verdict, ev.ResumeVerified)
+    assert (verdict.tier, verdict.to_step) == ("tolerant", 5)
+    assert verdict.why == ("world size was 3 in between, is 2",)
+
+
+def test_a_start_from_the_beginning_after_no_step_has_nothing_to_prove() -> None:
+    entries: list[Entry] = [attempt(1), attempt(2)]
+    assert judged(entries, {(1, 0): [], (2, 0): steps(1, 9)}) == {}
 
 
 def test_a_start_that_was_to_be_anew_has_nothing_to_prove() -> None:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from walrecover.errors import BadInput
-from walrecover.pace import Every, Pace, Rate, choose, is_due, optimum, parse
+from walrecover.pace import Every, Pace, Rate, choose, is_due, optimum, parse, parse_memory
 
 
 @pytest.mark.parametrize(
@@ -33,6 +33,17 @@ def test_a_number_and_its_unit(text: str, every: Every) -> None:
 def test_what_has_no_meaning_is_refused(text: str) -> None:
     with pytest.raises(BadInput, match="--every"):
         parse(text)
+
+
+@pytest.mark.parametrize(("text", "steps"), [("1step", 1), ("10steps", 10), (" 3 steps ", 3)])
+def test_captures_in_memory_are_paced_by_steps(text: str, steps: int) -> None:
+    assert parse_memory(text) == steps
+
+
+@pytest.mark.parametrize("text", ["", "1", "30s", "0steps", "1.5steps", "auto", "-1step"])
+def test_and_by_nothing_else(text: str) -> None:
+    with pytest.raises(BadInput, match="give a number of steps, such as 1step or 10steps"):
+        parse_memory(text)
 
 
 def test_powers_of_two_while_no_pace_is_known() -> None:

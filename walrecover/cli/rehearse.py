@@ -30,6 +30,12 @@ from walrecover.cli.options import as_json
     help="Time or steps between snapshots [default: several for each kill].",
 )
 @click.option(
+    "--memory-every",
+    metavar="STEPS",
+    help="Also keep a capture in memory every so many steps (1step, 10steps), as `walrecover run` "
+    "does.",
+)
+@click.option(
     "--keep",
     type=click.Path(path_type=Path),
     metavar="DIR",
@@ -47,6 +53,7 @@ def command(
     kills: int,
     seed: int | None,
     every: str | None,
+    memory_every: str | None,
     keep: Path | None,
     determinism: bool,
     as_json: bool,
@@ -60,6 +67,7 @@ def command(
         kills=kills,
         seed=drawn,
         every=every,
+        memory_every=memory_every,
         keep=keep,
         determinism=determinism,
         json=as_json,

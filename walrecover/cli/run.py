@@ -36,6 +36,12 @@ if TYPE_CHECKING:
     "failed, then what loses least [default: 30s].",
 )
 @click.option(
+    "--memory-every",
+    metavar="STEPS",
+    help="Also keep a capture in memory every so many steps (1step, 10steps), which is saved when "
+    "the process is killed.",
+)
+@click.option(
     "--max-restarts",
     type=click.IntRange(min=0),
     envvar="WALRECOVER_MAX_RESTARTS",
@@ -109,6 +115,7 @@ def command(
     directory: str | None,
     journal_dir: str | None,
     every: str | None,
+    memory_every: str | None,
     max_restarts: int | None,
     backoff: float | None,
     policy: str | None,
@@ -127,6 +134,8 @@ def command(
 
     if every is not None:
         pace.parse(every)
+    if memory_every is not None:
+        pace.parse_memory(memory_every)
     limits = None if hang_timeout is None else hangs.parse(hang_timeout)
     chosen = check_name(name) if name else name_of_command(list(cmd))
     journal = Path(journal_dir).absolute() if journal_dir else None
@@ -144,6 +153,7 @@ def command(
             run,
             treated,
             every=every,
+            memory_every=memory_every,
             resume=resume,
             grace=stops.seconds(grace),
             limits=limits,

@@ -182,6 +182,17 @@ class Journal:
                 raise self._refusal()
             return self._durable
 
+    def await_committed(self, lsn: int, timeout: float) -> bool:
+        """Wait until the events through `lsn` survive the death of this process; False where they
+        do not after `timeout` seconds, or the stream has failed."""
+        if self.committed < lsn:
+            with self._changed:
+                self._wake.put(None)
+                self._changed.wait_for(
+                    lambda: self.committed >= lsn or self._failure is not None, timeout
+                )
+        return self.committed >= lsn
+
     def _settled(self, wanted: int) -> bool:
         return self._durable.lsn >= wanted or self._failure is not None
 

@@ -52,6 +52,7 @@ def rehearse(
     kills: int,
     seed: int,
     every: str | None = None,
+    memory_every: str | None = None,
     keep: Path | None = None,
     determinism: bool = False,
     json: bool = False,
@@ -62,13 +63,17 @@ def rehearse(
     nothing is killed. For the main thread. Raises BadInput, CannotRehearse and other
     WalrecoverErrors."""
     asked = pace.parse(every) if every else None
+    if memory_every:
+        pace.parse_memory(memory_every)
     if kills < 1:
         raise BadInput("--kills is a whole number from 1")
     began = time.monotonic()
     progress = Progressing(console)
     with ended_by_sigterm(), scratch_directory(keep, progress.line) as scratch:
         with progress:
-            rehearsal = _Rehearsal(command, kills, seed, asked, every, scratch, progress)
+            rehearsal = _Rehearsal(
+                command, kills, seed, asked, every, memory_every, scratch, progress
+            )
             result = rehearsal.perform(began, determinism)
         scratch.failed = bool(result.problems) or result.difference is not None
     if json:
@@ -86,11 +91,12 @@ class _Rehearsal:
         seed: int,
         asked: Every | None,
         every: str | None,
+        memory_every: str | None,
         scratch: Scratch,
         progress: Progressing,
     ) -> None:
         self.command, self.kills, self.seed = command, kills, seed
-        self.asked, self.every = asked, every
+        self.asked, self.every, self.memory_every = asked, every, memory_every
         self.scratch, self.progress = scratch, progress
         self.strikes: list[Strike] = []
 
@@ -147,7 +153,14 @@ class _Rehearsal:
             if again
             else f"rehearsing with seed {self.seed}: first undisturbed"
         )
-        performance = Performance(self.command, root, log, every=self.every, max_restarts=0)
+        performance = Performance(
+            self.command,
+            root,
+            log,
+            every=self.every,
+            memory_every=self.memory_every,
+            max_restarts=0,
+        )
         with performance, closing(Watch(performance.run, performance.pid)) as watch:
             step = 0
             while (code := performance.wait(LOOK_SECONDS)) is None:
@@ -190,7 +203,12 @@ class _Rehearsal:
             f"again with {self.kills} kills, a snapshot every {shown}", timing.steps
         )
         performance = Performance(
-            self.command, scratch.killed, scratch.killed_log, every=text, max_restarts=RESTARTS
+            self.command,
+            scratch.killed,
+            scratch.killed_log,
+            every=text,
+            memory_every=self.memory_every,
+            max_restarts=RESTARTS,
         )
         flows = Flows(performance.run, lambda flow: self.progress.line(report.describe_flow(flow)))
         killer = Killer(performance, timing, on_step=self.progress.step, on_lull=flows.look)

@@ -34,12 +34,14 @@ class Performance:
         log: Path,
         *,
         every: str | None,
+        memory_every: str | None = None,
         max_restarts: int,
     ) -> None:
         self.run = RunDir(root, RUN)
         self.log = log
         self._process: subprocess.Popen[bytes] | None = None
         pace = ["--every", every] if every else []
+        pace += ["--memory-every", memory_every] if memory_every else []
         line = [
             *(sys.executable, "-P", "-m", "walrecover.cli", "run", "--name", RUN),
             *("--dir", str(root), *pace, "--max-restarts", str(max_restarts), "--backoff", "0"),

@@ -45,7 +45,7 @@ def below(pid: int, ancestor: int) -> Seen | None:
 
 def others(supervisor: int, ranks: Collection[int]) -> list[Victim]:
     """The processes below the supervisor that are no rank's, by pid. What the supervisor keeps
-    for a restart is none: nobody misses it."""
+    for a restart is none, nor is a saver: no attempt ends for it."""
     return [
         Victim(process, _label(process.pid, ranks))
         for process in sorted(descendants(supervisor))
@@ -54,11 +54,11 @@ def others(supervisor: int, ranks: Collection[int]) -> list[Victim]:
 
 
 def _is_for_a_restart(pid: int, supervisor: int) -> bool:
-    """A standby, or what examines a journal, for the supervisor or for a rank's proof. A rank's
-    children have a standby's environment too, if it was one before."""
+    """A standby, a saver, or what examines a journal, for the supervisor or for a rank's proof. A
+    rank's children have a standby's environment too, if it was one before."""
     fields = _stat(pid)
     environ = _read(pid, "environ")
-    if EXAMINES in environ:
+    if EXAMINES in environ or "walrecover.saver" in _read(pid, "cmdline").split("\0"):
         return True
     return bool(fields) and int(fields[_PARENT]) == supervisor and MARK in environ
 

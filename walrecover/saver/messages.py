@@ -51,12 +51,14 @@ class Ready(msgspec.Struct, frozen=True, tag=True):
 
 
 class Voted(msgspec.Struct, frozen=True, tag=True):
-    """`lsn`: the rank's events through it are beside the shard. `seconds`: from its beginning."""
+    """`lsn`: the rank's events through it are beside the shard. `seconds`: from its beginning.
+    `state`: the digest of each attached object's whole state."""
 
     step: int
     end: bool
     lsn: int
     seconds: float
+    state: dict[str, bytes]
 
 
 class Committed(msgspec.Struct, frozen=True, tag=True):

@@ -24,6 +24,8 @@ from walrecover.events import AttemptBegun
 from walrecover.journal.notes import Notes
 from walrecover.rundir import RunDir
 from walrecover.saver import messages as msg
+from walrecover.saver import roll
+from walrecover.saver.estate import Estate
 from walrecover.saver.pace import Breath, Standing
 from walrecover.saver.saving import Saving
 from walrecover.saver.trainer import Trainer
@@ -113,6 +115,9 @@ class _Process:
             )
             self._commits.resume()
         self._last_votes = 0.0
+        self._meeting = run.meeting(given.attempt, given.nonce)
+        roll.enrol(self._meeting, given.rank)
+        self._estate = Estate(self._meeting, given.rank, given.world)
 
     def _breathe(self, nbytes: int) -> None:
         self._breath.hurried = self._line.hurried
@@ -140,7 +145,7 @@ class _Process:
             # Asked before the slots are looked at: what it completed is all there will be.
             last = not self._trainer.lives or self._line.ended
             worked = self._work()
-            if worked:
+            if worked or (last and self._inherits()):
                 continue
             waits = self._commits is not None and bool(self._commits.waiting)
             if last and (not waits or self._no_votes_come()):
@@ -149,8 +154,23 @@ class _Process:
                 self._line.hurried = False
                 self._stand()
                 self._line.tell(msg.Idle())
-            seconds = VOTES_POLL_SECONDS if waits or last else None
+            self._wait(VOTES_POLL_SECONDS if waits or last else None)
+
+    def _wait(self, seconds: float | None) -> None:
+        if self._trainer.lives:
             self._line.wait(self._trainer.pidfd, seconds)
+        else:  # its pidfd would end every wait at once
+            time.sleep(VOTES_POLL_SECONDS)
+
+    def _inherits(self) -> bool:
+        """Once all ranks are gone: save the newest step that all of them have kept in memory. False
+        where there is nothing to do or to wait for."""
+        if self._trainer.lives or self._line.ended or self._estate.settled:
+            return False
+        self._saving.heir_of(self._estate.settle(self._saving.heritage()))
+        if not self._estate.settled:
+            self._wait(None)
+        return True
 
     def _work(self) -> bool:
         """One thing that there is to do; False where there is nothing."""
@@ -184,7 +204,8 @@ class _Process:
     def _no_votes_come(self) -> bool:
         now = time.monotonic()
         self._last_votes = self._last_votes or now + LAST_VOTES_SECONDS
-        if now < self._last_votes:
+        others = range(1, self._attempt.world)
+        if now < self._last_votes and not all(roll.is_gone(self._meeting, r) for r in others):
             return False
         assert self._commits is not None
         self._commits.give_up("not all ranks have voted for it, and the training has ended")

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
+import msgspec
 from blake3 import blake3
 
 from walrecover import events as ev
@@ -21,6 +22,7 @@ from walrecover.errors import Corrupt, StorageFailed
 from walrecover.failpoints import failpoint
 from walrecover.files import sync_file
 from walrecover.journal import Reader
+from walrecover.manifest import by_object
 from walrecover.references import References, base_of
 from walrecover.rundir import RunDir
 from walrecover.saver.messages import Abandoned, Report, Voted
@@ -56,25 +58,53 @@ class Saving:
         self._run, self._attempt, self._slots = run, attempt, slots
         self._trainer, self._breathe, self._note, self._tell = trainer, breathe, note, tell
         self._done = {slot.number: slot.let_go for slot in slots}
+        self._newest_vote = 0
+        self._common: int | None = None
         self._references: References | None = None
 
     def pending(self) -> list[tuple[Slot, Header]]:
-        """Captures that are to go to disk, oldest first. Of those that were only kept in memory the
-        newest is, once its process is gone."""
+        """Captures that are to go to disk, oldest first. Once its process is gone, one is of those
+        that were only kept in memory: the newest, and where that cannot be saved the one before; of
+        several ranks the one they have in common (`heir_of`)."""
         lives = self._trainer.lives
-        found = []
-        for slot in self._slots:
-            judged = slot.judge(lives=lives)
-            if judged.state is State.COMPLETE and judged.header is not None:
-                found.append((slot, judged.header))
-        newest = max((header.generation for _, header in found), default=0)
-        wanted = [
+        left = self._left(lives)
+        newest = max((header.generation for _, header in left), default=0)
+        return [
             (slot, header)
-            for slot, header in found
-            if self._done[slot.number] != header.generation
-            and (header.wanted or (not lives and header.generation == newest))
+            for slot, header in left
+            if header.wanted or (not lives and self._is_heir(header, newest))
         ]
-        return sorted(wanted, key=lambda one: one[1].generation)
+
+    def _left(self, lives: bool) -> list[tuple[Slot, Header]]:
+        """Captures that were not let go of, oldest first."""
+        found = [(slot, slot.judge(lives=lives)) for slot in self._slots]
+        left = [
+            (slot, judged.header)
+            for slot, judged in found
+            if judged.state is State.COMPLETE
+            and judged.header is not None
+            and self._done[slot.number] != judged.header.generation
+        ]
+        return sorted(left, key=lambda one: one[1].generation)
+
+    def _is_heir(self, header: Header, newest: int) -> bool:
+        if self._attempt.world > 1:
+            return header.step == self._common
+        return header.generation == newest and newest > self._newest_vote
+
+    def heir_of(self, step: int | None) -> None:
+        """This is the step that all ranks have kept in memory."""
+        self._common = step
+
+    def heritage(self) -> list[int]:
+        """The steps that were only kept in memory and can be saved, once the process is gone."""
+        found = []
+        for slot, header in self._left(lives=False):
+            if not header.wanted and (self._trainer.is_trusted or slot.digests(header)):
+                job, _ = slot.job(header)
+                if Stream.holds(self._run, self._attempt, job):
+                    found.append(header.step)
+        return found
 
     def save_next(self) -> tuple[Key, bool] | None:
         """Vote for the oldest capture, or abandon it. Returns its key and whether it is the end,
@@ -87,6 +117,7 @@ class Saving:
         try:
             require_newest(self._run, self._attempt)
             if self._has_voted(slot, header):
+                self._newest_vote = max(self._newest_vote, header.generation)
                 return key, header.end
             job = self._vote(slot, header)
         except (Lost, Corrupt, StorageFailed, OSError) as error:
@@ -95,6 +126,7 @@ class Saving:
             return None
         finally:
             self._let_go(slot, header)
+        self._newest_vote = max(self._newest_vote, header.generation)
         return key, job.finished
 
     def _has_voted(self, slot: Slot, header: Header) -> bool:
@@ -147,7 +179,9 @@ class Saving:
                 seconds=seconds,
             )
         )
-        self._tell(Voted(job.step, job.end, part.lsn, seconds))
+        known = {name: at.digest for name, at in part.tensors.items()}
+        state = by_object(msgspec.msgpack.decode(job.tree)["objects"], known)
+        self._tell(Voted(job.step, job.end, part.lsn, seconds, state))
         return job
 
     def _known_references(self, job: Job) -> References:
@@ -226,6 +260,12 @@ class Stream:
         self._path = run.stream(attempt.number, attempt.nonce, job.writer)
         self._job, self._require_whole, self._trainer = job, require_whole, trainer
         self._reader: Reader | None = None
+
+    @staticmethod
+    def holds(run: RunDir, attempt: Attempt, job: Job) -> bool:
+        """Whether the events through the captured step have outlived their process."""
+        with Reader(run.stream(attempt.number, attempt.nonce, job.writer)) as reader:
+            return reader.head().lsn >= job.lsn
 
     def sync(self) -> tuple[int, bytes]:
         """Wait until the events through the captured step are committed, and make them durable.

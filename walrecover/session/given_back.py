@@ -13,6 +13,7 @@ from typing import Any
 from xxhash import xxh3_128
 
 from walrecover import plain, shards
+from walrecover.manifest import by_object
 from walrecover.session.restoring import Restored
 from walrecover.torch_adapter import rng
 from walrecover.torch_adapter.objects import Attached, State
@@ -43,16 +44,6 @@ def digest(tree: Mapping[str, Any], tensors: Mapping[str, str]) -> bytes:
     for name, one in sorted(by_object(tree, tensors).items()):
         hasher.update(name.encode() + b"\0" + one)
     return hasher.digest()
-
-
-def by_object(tree: Mapping[str, Any], tensors: Mapping[str, str]) -> dict[str, bytes]:
-    """xxh3-128 of each attached object's state: its tree, and its tensors by name and digest."""
-    hashers = {name: xxh3_128(plain.encode(one)) for name, one in tree.items()}
-    for name in sorted(tensors):
-        owner = name.partition(".")[0]
-        if owner in hashers:
-            hashers[owner].update(f"{name}\0{tensors[name]}\n".encode())
-    return {name: hasher.digest() for name, hasher in hashers.items()}
 
 
 def _objects(restored: Restored, state: State, now: Mapping[str, str]) -> Iterator[Difference]:

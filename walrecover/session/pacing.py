@@ -41,9 +41,12 @@ class Pacer:
         self._before = known.cost
         self._began = time.monotonic()
 
-    def stood_still(self, key: Key, seconds: float, *, commit: bool = False) -> None:
-        """The loop stood still for so long until now, for this capture or for its commit."""
-        if not commit:
+    def stood_still(
+        self, key: Key, seconds: float, *, commit: bool = False, held: bool = False
+    ) -> None:
+        """The loop stood still for so long until now, for this capture or for its commit. `held`:
+        it was only kept in memory, at a pace of its own."""
+        if not commit and not held:
             self._costs.append(seconds)
         self._journal.append(
             LoopStalled(at=time.time(), step=key.step, seconds=seconds, end=key.end, commit=commit)

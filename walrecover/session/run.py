@@ -28,6 +28,7 @@ from walrecover.rundir import RunDir
 from walrecover.sequence import Sequence
 from walrecover.session.agreeing import MEASURED_STEPS, Agreement
 from walrecover.session.alarm import Alarm
+from walrecover.session.background import Background
 from walrecover.session.exceptions import describe
 from walrecover.session.iterating import Loop
 from walrecover.session.leaving import Leaving
@@ -89,9 +90,10 @@ class Run:
         else:
             prover.begin()
         base = entry.plan.base
-        self._saver = Saver(
-            directory,
-            journal,
+        saver = Saver if settings.memory is None else Background
+        self._saver = saver(
+            run=directory,
+            journal=journal,
             attempt=entry.number,
             nonce=entry.nonce,
             rank=ranks.rank,
@@ -100,6 +102,7 @@ class Run:
             retention=settings.keep,
             say=self._say,
             base=restored.part if restored else None,
+            noted=self._noted,
         )
         self._signals = Signals(settings.grace, settings.notice)
         self._pacer = Pacer(settings.every, failures.told(meeting.folder), journal)
@@ -255,7 +258,10 @@ class Run:
             self._save(key, self._loops.position(), finished=False)
         if stopping:
             self._stop(key)
-        if key == self._last_key:
+        held = key != self._last_key and self._is_held(step) and self._hold(key)
+        if held:
+            captured = None
+        if held or key == self._last_key:
             self._salvage.forget()
         else:
             captured = self._salvage.keep(step, self._times[-1], captured or rng.capture())
@@ -273,6 +279,19 @@ class Run:
             return is_due(step, paces)
         return any(is_due(n, paces) for n in passed)
 
+    def _is_held(self, step: int) -> bool:
+        """Whether this boundary's state is kept in memory, where it does not go to disk."""
+        memory = self._settings.memory
+        return memory is not None and step % memory == 0
+
+    def _hold(self, key: Key) -> bool:
+        began = time.monotonic()
+        moment = living(self._attached, self._loops.position())
+        held = self._saver.hold(self._captures.of(key, moment, self._saver.committed_lsn))
+        self._clock = time.monotonic()
+        self._pacer.stood_still(key, self._clock - began, held=True)
+        return held
+
     def _record(self) -> dict[str, Any]:
         """Journal the step. Returns the random state behind it."""
         now = time.monotonic()
@@ -289,8 +308,6 @@ class Run:
         moment = living(self._attached, position)
         capture = self._captures.of(key, moment, self._saver.committed_lsn)
         saved = self._saver.save(capture, finished=finished)
-        if saved and self._prover.active:
-            self._prover.noted("state", key.step, self._saver.state)
         if saved:
             self._last_key = key
         self._clock = time.monotonic()
@@ -299,6 +316,10 @@ class Run:
         if self._saver.failed:
             raise self._saver.failed
         return saved
+
+    def _noted(self, step: int, state: dict[str, bytes]) -> None:
+        if self._prover.active:
+            self._prover.noted("state", step, state)
 
     def _stop(self, key: Key) -> None:
         """Leave at the agreed boundary, once the snapshot is durable."""

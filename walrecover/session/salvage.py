@@ -127,8 +127,17 @@ class Salvage:
             if not self._saver.settle(key, OTHERS_SECONDS):
                 raise NotWhole("not every rank has saved its part of it")
         except (WalrecoverError, OSError, Unstorable, RuntimeError) as error:
-            return Outcome(step, False, str(error), committed)
+            return self._rescue(step, committed, str(error))
         return Outcome(step, True, "", step)
+
+    def _rescue(self, step: int, committed: int, reason: str) -> Outcome:
+        """What was kept in memory may still be saved: of this step, or of the one before."""
+        key = self._saver.rescue()
+        if key is None or not self._saver.settle(key, OTHERS_SECONDS):
+            return Outcome(step, False, reason, committed)
+        if key.step == step:
+            return Outcome(step, True, "", step)
+        return Outcome(step, False, reason, key.step)
 
     def lost(self, step: int, reason: str) -> Outcome:
         """It is not saved, for a reason of the caller's."""

@@ -24,11 +24,10 @@ from walrecover.errors import Corrupt, Fenced, StorageFailed, WalrecoverError
 from walrecover.failpoints import failpoint
 from walrecover.files import sync_directory
 from walrecover.journal import Journal
-from walrecover.manifest import Part, disagreement
+from walrecover.manifest import Part, by_object, disagreement
 from walrecover.references import References, distrust
 from walrecover.rundir import RunDir
 from walrecover.sequence import Sequence
-from walrecover.session.given_back import by_object
 from walrecover.snapshot import Capture, DeadReference, Disagreed
 
 log = logging.getLogger("walrecover")
@@ -53,8 +52,8 @@ class Saver:
     plan's base.
 
     `failed` holds the Fenced error that ended it, to be raised in the training thread. `tried`: the
-    newest capture, voted for or refused. `known`: the digests of that vote's tensors, `state` those
-    of each attached object's whole state, `seconds` how long it took.
+    newest capture, voted for or refused. `seconds`: how long its vote took. `noted` hears, at each
+    vote, its step and the digest of each attached object's whole state.
     """
 
     def __init__(
@@ -70,6 +69,7 @@ class Saver:
         retention: int,
         say: Callable[[str], None],
         base: Part | None = None,
+        noted: Callable[[int, dict[str, bytes]], object] = lambda step, state: None,
     ) -> None:
         self.run, self.journal = run, journal
         self.attempt, self.nonce, self.rank, self.world = attempt, nonce, rank, world
@@ -79,9 +79,9 @@ class Saver:
         self.committed: Key | None = None
         self.committed_lsn = 0
         self.tried: Key | None = None
-        self.known: dict[str, str] = {}
-        self.state: dict[str, bytes] = {}
+        self.noted = noted
         self.seconds = 0.0
+        self._part: Part | None = None
         self._references = References(run, attempt, nonce, base)
         self._lsns: dict[Key, int] = {}
         self._verified = set(verified)
@@ -93,6 +93,11 @@ class Saver:
         self._next_look = 0.0
         self._idle = True
         self._keeper: threading.Thread | None = None
+
+    @property
+    def known(self) -> dict[str, str]:
+        """The digests of the last vote's tensors, by name."""
+        return {name: at.digest for name, at in self._part.tensors.items()} if self._part else {}
 
     def save(self, capture: Capture, *, finished: bool = False, lone: bool = False) -> bool:
         """Vote for a capture; False where the storage refused it (the last commit stands). Of
@@ -106,8 +111,8 @@ class Saver:
             return False
         self._references.cast(part)
         self._lsns[key] = part.lsn
-        self.known = {name: at.digest for name, at in part.tensors.items()}
-        self.state = by_object(capture.tree["objects"], self.known)
+        self._part = part
+        state = by_object(capture.tree["objects"], self.known)
         self.seconds = time.monotonic() - began
         self.journal.append(
             ev.ShardsWritten(
@@ -120,9 +125,10 @@ class Saver:
                     if name.startswith(f"{capture.name}/")
                 ),
                 seconds=self.seconds,
-                state=self.state,
+                state=state,
             )
         )
+        self.noted(key.step, state)
         if self.rank == 0:
             if self.world == 1:
                 if not self._commit(key, finished):
@@ -134,6 +140,14 @@ class Saver:
                     self._waiting.append((key, finished))
             self._wake()
         return True
+
+    def hold(self, capture: Capture) -> bool:
+        """Keep a capture in memory, for when this process dies; False where that is not done."""
+        return False
+
+    def rescue(self) -> Key | None:
+        """Have the newest capture saved that was only kept in memory, if it is the newest."""
+        return None
 
     def settle(self, key: Key, seconds: float) -> bool:
         """On the way out: commit a capture once every rank has voted for it, whichever rank this

@@ -44,6 +44,7 @@ class Settings(NamedTuple):
     rewinds: bool = False
     keyed: bool = True  # the randomness in loaders' workers
     on_divergence: str = "go_on"
+    memory: int | None = None  # steps between captures that are kept in memory
 
 
 def disabled() -> bool:
@@ -79,6 +80,7 @@ def read(
     if divergence not in AFTER_DIVERGENCE:
         raise BadInput(f"WALRECOVER_ON_DIVERGENCE is {divergence!r}: it is 'go_on' or 'stop'")
     journal = env.get("WALRECOVER_JOURNAL_DIR")
+    memory = env.get("WALRECOVER_MEMORY_EVERY")
     return Settings(
         root=root,
         name=check_name(chosen) if chosen else name_of_this_process(),
@@ -95,6 +97,7 @@ def read(
         rewinds=env.get("WALRECOVER_ON_NUMERIC") == "rewind",
         keyed=seeds == "keyed",
         on_divergence=divergence,
+        memory=pace.parse_memory(memory) if memory else None,
     )
 
 

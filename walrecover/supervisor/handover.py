@@ -19,7 +19,7 @@ PER_ATTEMPT = (ERROR_FILE, "WALRECOVER_ATTEMPT", "WALRECOVER_SUPERVISOR")
 """What `of_attempt` tells; everything else is the same for all attempts."""
 
 
-def of_run(run: RunDir, every: str | None) -> dict[str, str]:
+def of_run(run: RunDir, every: str | None, memory: str | None = None) -> dict[str, str]:
     """The same for all attempts. How to begin was decided for the first one by the supervisor;
     attempts after it, torchrun's own included, always resume."""
     told = {
@@ -29,6 +29,8 @@ def of_run(run: RunDir, every: str | None) -> dict[str, str]:
     }
     if every is not None:
         told["WALRECOVER_EVERY"] = every
+    if memory is not None:
+        told["WALRECOVER_MEMORY_EVERY"] = memory
     if run.journal_root is not None:
         told["WALRECOVER_JOURNAL_DIR"] = str(run.journal_root)
     return told

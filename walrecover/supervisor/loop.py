@@ -54,6 +54,7 @@ def supervise(
     policy: Policy,
     *,
     every: str | None = None,
+    memory_every: str | None = None,
     resume: str = "auto",
     environ: Mapping[str, str] | None = None,
     grace: float = GRACE_SECONDS,
@@ -72,7 +73,7 @@ def supervise(
     children.
     """
     keeper = Keeper(adopt, run, forget=resume == "never")
-    told = handover.of_run(run, every) | handover.of_stops(grace, notice)
+    told = handover.of_run(run, every, memory_every) | handover.of_stops(grace, notice)
     told |= handover.of_policy(policy)
     found = Command.find(command, os.environ if environ is None else environ)
     found = found.told(told | keeper.told(found.environ))
@@ -125,7 +126,9 @@ class _Supervision:
         self._history = History(run)
         self._rewind = ""
         self._standbys = standbys
-        self._watch = Watch(signals, self._stopping, self._succession, grace, standbys, policy.logs)
+        self._watch = Watch(
+            signals, self._stopping, self._succession, grace, standbys, run, policy.logs
+        )
 
     def drive(self, resume: str) -> int:
         self._run.create()

@@ -12,7 +12,9 @@ from typing import NamedTuple
 
 from walrecover.causes import Forced
 from walrecover.events import WorkerStarted
-from walrecover.processes import kill_tree, reap
+from walrecover.processes import await_ends, children, kill_tree, reap
+from walrecover.rundir import RunDir
+from walrecover.saver import roll
 from walrecover.supervisor.child import Child, Command, Ending, Unusable, start
 from walrecover.supervisor.evidence import Before
 from walrecover.supervisor.hanging import Monitor
@@ -24,6 +26,9 @@ from walrecover.supervisor.succession import Succession
 
 SWEEP_SECONDS = 5.0
 """From TERM to SIGKILL for what an attempt leaves behind that nobody asked to stop."""
+
+SAVING_SECONDS = 120.0
+"""For what the training left in memory to be saved."""
 
 FIRST_LOOK_SECONDS, LOOK_SECONDS = 0.2, 2.0
 """Until the first, and between two looks for a successor and at the command's cgroup."""
@@ -52,8 +57,10 @@ class Watch:
         succession: Succession,
         grace: float,
         standbys: Standbys,
+        run: RunDir,
         logs: Sequence[str] = (),
     ) -> None:
+        self._run = run
         self._standbys = standbys
         self._signals = signals
         self._stopping = stopping
@@ -86,12 +93,20 @@ class Watch:
     def _sweep(self, child: Child) -> None:
         left = self._stopping.seconds_left()
         grace = min(self._grace, SWEEP_SECONDS) if left is None else left
-        kept = () if self._stopping.asked else self._standbys.kept()
+        kept = [] if self._stopping.asked else self._standbys.kept()
         on_end = self._standbys.apart(child.note_end)
-        survivors = kill_tree(grace, on_end, self._stopping, kept)
+        survivors = kill_tree(grace, on_end, self._stopping, {*kept, *self._savers()})
+        if self._savers() and not await_ends(self._savers, SAVING_SECONDS, on_end, self._stopping):
+            say("what the training left in memory is not saved: that takes too long")
+            kill_tree(0.0, on_end, self._stopping, kept)
         if survivors:
             pids = ", ".join(str(process.pid) for process in survivors)
             say(f"these processes outlive SIGKILL, and are left behind: {pids}")
+
+    def _savers(self) -> set[int]:
+        """Those of this run that are children of ours: what they save is settled before there is
+        another plan."""
+        return roll.of_run(self._run, children)
 
     def _wait(self, command: Command, child: Child, monitor: Monitor) -> Forced | None:
         """Wait for the child's end, or for a reason to end it, which is returned."""

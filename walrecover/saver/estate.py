@@ -1,0 +1,67 @@
+"""What dead ranks leave in memory: each saver says which steps it could save, and they save the
+newest that all of them have. Votes for different steps would never meet.
+
+Owns the files by which they tell each other, beside the attempt's other files. They tell, they are
+never state: where one is lost, the last commit stands.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Collection
+from pathlib import Path
+
+import msgspec
+
+from walrecover.files import make_directory
+from walrecover.saver import roll
+
+STRANGER_SECONDS = 5.0
+"""After so long without a word from a rank's saver there is none."""
+
+PATIENCE_SECONDS = 60.0
+
+
+class Estate:
+    """One rank's share in it."""
+
+    def __init__(self, meeting: Path, rank: int, world: int) -> None:
+        self._meeting, self._rank, self._world = meeting, rank, world
+        self._since: float | None = None
+        self.settled = world == 1
+
+    def settle(self, steps: Collection[int]) -> int | None:
+        """Say which steps this rank has, the first time. Returns the one that all of them save, or
+        None: as long as `settled` is not set, ask again."""
+        if self._since is None:
+            self._since = time.monotonic()
+            with contextlib.suppress(OSError):
+                make_directory(self._meeting)
+                said = self._path(self._rank)
+                beside = said.with_suffix(".tmp")
+                beside.write_bytes(msgspec.json.encode(sorted(steps)))
+                beside.replace(said)
+        found = [self._read(rank) for rank in range(self._world)]
+        silent = [rank for rank, steps in enumerate(found) if steps is None]
+        self.settled = not silent or self._in_vain(silent)
+        common = set.intersection(*(set(steps) for steps in found if steps is not None))
+        return max(common, default=None) if not silent else None
+
+    def _in_vain(self, silent: Collection[int]) -> bool:
+        assert self._since is not None
+        waited = time.monotonic() - self._since
+        if waited > PATIENCE_SECONDS or any(roll.is_gone(self._meeting, rank) for rank in silent):
+            return True
+        return waited > STRANGER_SECONDS and not all(
+            roll.is_enrolled(self._meeting, rank) for rank in silent
+        )
+
+    def _path(self, rank: int) -> Path:
+        return self._meeting / f"rank-{rank:05d}.left"
+
+    def _read(self, rank: int) -> list[int] | None:
+        try:
+            return msgspec.json.decode(self._path(rank).read_bytes(), type=list[int])
+        except (OSError, msgspec.DecodeError):
+            return None

@@ -1,0 +1,79 @@
+"""Which savers live.
+
+Owns naming them from outside: by their command line for whoever waits for those of a run, and by a
+file beside the attempt's other files for rank 0's saver, which does not wait for votes of savers
+that are gone. The file tells, it is never state.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import msgspec
+
+from walrecover.entries import Holder
+from walrecover.files import make_directory
+from walrecover.processes import identity, is_alive
+from walrecover.rundir import RunDir
+from walrecover.saver.messages import Assignment
+
+MODULE = "walrecover.saver"
+
+
+def of_run(run: RunDir, pids: Callable[[], Iterable[int]]) -> set[int]:
+    """Those of these processes that are savers of the run, from their first instruction on.
+
+    A saver leaves the process that started it by a fork: who ended during the look may have been
+    that process, and then its child is in the next one.
+    """
+    found: set[int] = set()
+    for _ in range(2):
+        lines = {pid: _command_line(pid) for pid in pids()}
+        found |= {pid for pid, words in lines.items() if _is_saver_of(run, words)}
+        if all(lines.values()):
+            break
+    return found
+
+
+def _command_line(pid: int) -> list[bytes]:
+    """Empty for what has ended."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[:-1]
+    except OSError:
+        return []
+
+
+def _is_saver_of(run: RunDir, words: list[bytes]) -> bool:
+    if MODULE.encode() not in words:
+        return False
+    try:
+        given = msgspec.json.decode(words[-1], type=Assignment)
+    except msgspec.DecodeError:
+        return False
+    return (given.root, given.run) == (str(run.root), run.name)
+
+
+def enrol(meeting: Path, rank: int) -> None:
+    """This process is the rank's saver. Where that cannot be written, its votes are waited for."""
+    with contextlib.suppress(OSError):
+        make_directory(meeting)
+        _path(meeting, rank).write_bytes(msgspec.json.encode(identity()))
+
+
+def is_enrolled(meeting: Path, rank: int) -> bool:
+    return _path(meeting, rank).exists()
+
+
+def is_gone(meeting: Path, rank: int) -> bool:
+    """Whether the rank's saver was there, and has ended."""
+    try:
+        holder = msgspec.json.decode(_path(meeting, rank).read_bytes(), type=Holder)
+    except (OSError, msgspec.DecodeError):
+        return False
+    return is_alive(holder) is False
+
+
+def _path(meeting: Path, rank: int) -> Path:
+    return meeting / f"rank-{rank:05d}.saver"

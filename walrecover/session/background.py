@@ -1,0 +1,345 @@
+"""Captures into an arena, which a saver process of its own makes durable (specs/18-arena.md).
+
+Owns the training process's side: the memory, which slot a capture fills, and what the saver
+reports. Captures that are only kept in memory are saved when this process is gone, or on its way
+out. Where memory is short, or no saver stays alive, captures are written as without an arena.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from walrecover import events as ev
+from walrecover import snapshot
+from walrecover.arena.filling import Filling
+from walrecover.arena.layout import Header, regions
+from walrecover.arena.memory import Arena
+from walrecover.arena.slots import Slot, TooLarge
+from walrecover.entries import snapshot_name
+from walrecover.errors import Corrupt, Fenced, StorageFailed
+from walrecover.saver import messages as msg
+from walrecover.saver.client import Saver as Process
+from walrecover.session.saving import GIVING_UP_SECONDS, WAIT_SECONDS, Key, Saver
+from walrecover.snapshot import Capture
+
+SLOTS = 3
+"""The newest, one that is being saved, and one to fill: a capture at every step (rule 8)."""
+
+SAVERS = 4
+"""Processes that one attempt's captures are given to, before it goes on without."""
+
+COMMITTED_SECONDS = 1.0
+"""For the journal to commit what was appended a step ago."""
+
+SPARE_BYTES = 1 << 20
+ROW_BYTES = 256
+"""What is set aside in a slot for what grows, and for a tensor's row in its table."""
+
+
+class Background(Saver):
+    """One rank's saving, in the background."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self._arena: Arena | None = None
+        self._filling: Filling | None = None
+        self._process: Process | None = None
+        self._processes = 0
+        self._refused = self._idle_now = False
+        self._held_lsn = 0
+        self._leaves_heirs = False
+        self._voted: Key | None = None
+        self._abandoned: set[Key] = set()
+
+    @property
+    def known(self) -> dict[str, str]:
+        """As the newest vote has it, which lies on the disk."""
+        if self._voted is not None:
+            try:
+                step, end = self._voted
+                name = snapshot_name(step, self.attempt, self.nonce, end)
+                self._part = snapshot.read_vote(self.run, name, self.rank)
+            except (Corrupt, OSError):
+                self._part = None
+        return super().known
+
+    # -- captures -------------------------------------------------------------------------------
+
+    def save(self, capture: Capture, *, finished: bool = False, lone: bool = False) -> bool:
+        """Give a capture to the saver; waits only while all slots are held."""
+        if not self._is_ready(capture) or not self._fill(capture, wanted=True, finished=finished):
+            return super().save(capture, finished=finished, lone=lone)
+        self.tried = Key(capture.step, capture.end)
+        self._idle_now = False
+        self._tell(msg.Captured())
+        return True
+
+    def hold(self, capture: Capture) -> bool:
+        """Keep a capture in memory, for when this process dies; False where there is no room.
+
+        Waits until the events of the one before survive this process: a capture whose events are
+        lost with it cannot be saved (rule 6), and so there is always one that can.
+        """
+        if not self._is_ready(capture):
+            return False
+        self.journal.await_committed(self._held_lsn, COMMITTED_SECONDS)
+        self._held_lsn = self.journal.appended
+        return self._fill(capture, wanted=False, finished=False)
+
+    def rescue(self) -> Key | None:
+        """As without an arena; of several ranks their savers do it, once all ranks are gone."""
+        newest = self._newest_held()
+        if newest is None:
+            return None
+        if self.world > 1:  # only once all ranks are gone can be told what they have in common
+            self._leaves_heirs = True
+            return None
+        slot, header = newest
+        wanted = header._replace(wanted=True)
+        slot.begin(wanted)
+        slot.complete(wanted)
+        self.tried = Key(header.step, header.end)
+        self._tell(msg.Captured())
+        return self.tried
+
+    def _newest_held(self) -> tuple[Slot, Header] | None:
+        slots = self._arena.slots if self._arena is not None else ()
+        found = [(s, h) for s in slots if (h := s.seen().judged.header) is not None]
+        newest = max(found, key=lambda one: one[1].generation, default=None)
+        return None if newest is None or newest[1].wanted else newest
+
+    def _fill(self, capture: Capture, *, wanted: bool, finished: bool) -> bool:
+        slot = self._free_slot(wait=wanted)
+        if slot is None or self._filling is None:
+            return False
+        fields = {name: getattr(capture, name) for name in _FIELDS}
+        fields |= {"lsn": self.journal.appended, "finished": finished}
+        try:
+            self._filling.fill(
+                slot, capture.tensors, capture.shared, fields, capture.tree, wanted=wanted
+            )
+        except TooLarge as error:
+            if not self._has_grown(error):
+                return False
+            return self._fill(capture, wanted=wanted, finished=finished)
+        return True
+
+    def _free_slot(self, *, wait: bool) -> Slot | None:
+        while self._process is not None and self._filling is not None:
+            slot = self._filling.free_slot(saver_lives=self._process.lives)
+            if slot is not None or not wait:
+                return slot
+            self._hear(GIVING_UP_SECONDS, lambda report: isinstance(report, _LETS_GO))
+            self._keep_a_saver()
+        return None
+
+    # -- memory and saver -----------------------------------------------------------------------
+
+    def _is_ready(self, capture: Capture) -> bool:
+        if self._refused:
+            return False
+        self._hear()
+        if self._arena is None:
+            self._make(_room_for(capture))
+        else:
+            self._keep_a_saver()
+        return not self._refused
+
+    def _make(self, room: int) -> None:
+        try:
+            self._arena = Arena.create(SLOTS, room)
+            self._arena.touch()
+            self._filling = Filling(self._arena, self.rank)
+            self._hire()
+        except (StorageFailed, OSError) as error:
+            self._refuse(str(error))
+
+    def _has_grown(self, error: TooLarge) -> bool:
+        """The state has another layout: memory anew, once all is saved that is to be."""
+        assert self._process is not None
+        self._process.tell(msg.Hurry())
+        self._process.tell(msg.End())
+        self._hear(WAIT_SECONDS, lambda report: isinstance(report, msg.Ended))
+        self._let_go()
+        self._make(_grown(error.bytes))
+        return not self._refused
+
+    def _hire(self) -> None:
+        assert self._arena is not None
+        self._processes += 1
+        given = msg.Assignment(
+            root=str(self.run.root),
+            run=self.run.name,
+            journal=str(self.run.journal_root or ""),
+            attempt=self.attempt,
+            nonce=self.nonce,
+            rank=self.rank,
+            world=self.world,
+            retention=self.retention,
+            verified=tuple(sorted(self._verified)),
+        )
+        self._process = Process(given, self._arena)
+
+    def _keep_a_saver(self) -> None:
+        if self._process is None or self._process.lives:
+            return
+        self._hear()  # its last words
+        if self.failed:
+            return
+        self._process.close()
+        if self._processes == SAVERS:
+            self._refuse(f"{SAVERS} savers have ended, one after the other")
+            return
+        self.say("the process that saves snapshots has ended; another one goes on")
+        try:
+            self._hire()
+        except OSError as error:
+            self._refuse(str(error))
+
+    def _refuse(self, reason: str) -> None:
+        """Go on as without an arena."""
+        self._refused = True
+        self._let_go()
+        self.say(f"no capture is kept in memory: {reason}")
+        self.journal.append(ev.ArenaRefused(at=time.time(), reason=reason))
+
+    def _let_go(self) -> None:
+        if self._process is not None:
+            self._process.close(heirs=self._leaves_heirs)
+            self._process = None
+        if self._arena is not None:
+            self._arena.close()
+            self._arena = self._filling = None
+
+    # -- what the saver says --------------------------------------------------------------------
+
+    def _tell(self, order: msg.Order) -> None:
+        if self._process is not None:
+            self._process.tell(order)
+
+    def _hear(
+        self, seconds: float = 0.0, until: Callable[[msg.Report], bool] = lambda report: False
+    ) -> None:
+        """Take what it has said; or wait so long for what is waited for, or its end."""
+        if self._process is None:
+            return
+        process = self._process
+        for report in process.wait(seconds, until) if seconds else process.reports():
+            self._take(report)
+
+    def _take(self, report: msg.Report) -> None:
+        match report:
+            case msg.Voted():
+                self._take_vote(report)
+            case msg.Committed():
+                self._idle_now = False
+                self._note(Key(report.step, report.end))
+                self._follower.catch_up(self.journal.durable)
+            case msg.Abandoned():
+                self._abandoned.add(Key(report.step, report.end))
+                self.say(f"the snapshot of step {report.step} was abandoned: {report.reason}")
+            case msg.Said():
+                self.say(report.text)
+            case msg.Idle():
+                self._idle_now = True
+            case msg.Ended(fenced=True):
+                self.failed = Fenced(report.reason)
+            case msg.Ended() if report.reason:
+                self.say(f"the process that saves snapshots: {report.reason}")
+            case _:
+                pass
+
+    def _take_vote(self, vote: msg.Voted) -> None:
+        key = Key(vote.step, vote.end)
+        self._voted, self.seconds = key, vote.seconds
+        self._lsns[key] = vote.lsn
+        self.journal.append(
+            ev.ShardsWritten(
+                at=time.time(),
+                step=key.step,
+                end=key.end,
+                files=(),  # the saver's stream has them
+                seconds=vote.seconds,
+                state=vote.state,
+            )
+        )
+        self.noted(key.step, dict(vote.state))
+
+    # -- waiting --------------------------------------------------------------------------------
+
+    def note_commits(self) -> None:
+        self._hear()
+        super().note_commits()
+
+    def wait(self, key: Key, gives_up: Callable[[], bool] = lambda: False) -> bool:
+        """As without an arena; the saver hurries meanwhile."""
+        if self._process is None:
+            return super().wait(key, gives_up)
+        self._tell(msg.Hurry())
+        if self.rank:
+            return super().wait(key, lambda: gives_up() or self._is_lost(key, 0.0))
+        deadline = time.monotonic() + WAIT_SECONDS
+        while not (self.committed and self.committed >= key) and not gives_up():
+            if self._is_lost(key, GIVING_UP_SECONDS) or time.monotonic() > deadline:
+                break
+        return self.committed is not None and self.committed >= key
+
+    def _is_lost(self, key: Key, seconds: float) -> bool:
+        self._hear(seconds, lambda report: isinstance(report, _SETTLES))
+        self._keep_a_saver()
+        self._tell(msg.Hurry())
+        return key in self._abandoned or self._refused or self.failed is not None
+
+    def settle(self, key: Key, seconds: float) -> bool:
+        """Its vote first, which only the saver's own speed limits."""
+        deadline = time.monotonic() + WAIT_SECONDS
+        while self._process is not None and not (self._voted and self._voted >= key):
+            if self._is_lost(key, GIVING_UP_SECONDS) or time.monotonic() > deadline:
+                return False
+        return super().settle(key, seconds)
+
+    def drain(self) -> None:
+        super().drain()
+        deadline = time.monotonic() + WAIT_SECONDS
+        self._tell(msg.Hurry())
+        while self._process is not None and self._process.lives and not self._idle_now:
+            self._hear(GIVING_UP_SECONDS, lambda report: isinstance(report, msg.Idle))
+            if time.monotonic() > deadline:
+                return
+
+    def close(self) -> None:
+        """The saver finishes what there is, by itself."""
+        self._let_go()
+        super().close()
+
+
+_FIELDS = (
+    "run",
+    "step",
+    "end",
+    "attempt",
+    "nonce",
+    "rank",
+    "world",
+    "base",
+    "position",
+    "writer",
+    "events_after",
+)
+_LETS_GO = (msg.Voted, msg.Abandoned, msg.Ended)
+_SETTLES = (msg.Voted, msg.Committed, msg.Abandoned, msg.Ended)
+
+
+def _room_for(capture: Capture) -> int:
+    """A slot's bytes: for this capture, and for some growth."""
+    tensors = capture.tensors.values()
+    rest = len(msgspec.msgpack.encode(capture.tree)) + ROW_BYTES * len(capture.tensors)
+    return _grown(regions(rest, len(tensors), sum(t.nbytes for t in tensors)).bytes)
+
+
+def _grown(nbytes: int) -> int:
+    return nbytes + nbytes // 64 + SPARE_BYTES
