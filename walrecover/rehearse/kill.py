@@ -4,7 +4,8 @@ Owns the waiting, the choice of the victim and the verdict whether a kill landed
 which kills there are (`plan`), or what recovery made of them (`flow`).
 
 A rank's page says, before and after its death, which step it has completed and whether it is in a
-snapshot: what a kill met is read from there, never assumed.
+snapshot: what a kill met is read from there, never assumed. Where a saver writes the snapshots, a
+rank is in one, too, from its capture to its commit.
 """
 
 from __future__ import annotations
@@ -30,6 +31,9 @@ HOT_SECONDS = 0.0003
 CALM_SECONDS = 0.05
 SEARCH_SECONDS = 0.01
 LULL_SECONDS = 0.02
+SEEN_SHARE = 0.25
+"""Of the time that a saver takes for a snapshot, what there is to see: it digests first."""
+
 STALL_SECONDS = 300.0
 TRAINING: tuple[Phase, ...] = ("first", "training", "between", "snapshot")
 
@@ -127,15 +131,24 @@ class Killer:
         """Wait for the drawn part of the step or snapshot that the rank is in; False where that
         is none to kill in."""
         inside = kill.aim == "snapshot" and beat.step < kill.until
-        if inside and beat.phase != "snapshot":
+        if inside and not self._is_in_snapshot(attempt, beat):
             return False
         timing = self._timing
         whole = timing.snapshot_seconds if inside else timing.step_seconds
+        if inside and self._performance.saved_aside:
+            whole *= SEEN_SHARE
         until = time.monotonic() + kill.moment * whole
         while (left := until - time.monotonic()) > 0:
             time.sleep(min(left, CALM_SECONDS))
         now = attempt.read(rank)
+        if self._performance.saved_aside:
+            return not inside or self._is_in_snapshot(attempt, now)
         return not inside or (now.phase, now.step) == (beat.phase, beat.step)
+
+    def _is_in_snapshot(self, attempt: Attempt, beat: Reading) -> bool:
+        return beat.phase == "snapshot" or (
+            self._performance.saved_aside and self._performance.is_saving(attempt.nonce)
+        )
 
     def _rest(self, seconds: float, attempt: Attempt | None = None) -> None:
         began = time.monotonic()
@@ -164,11 +177,14 @@ class Killer:
         before = attempt.read(rank)
         if not self._is_near(before, floor):
             return None
+        saving = self._is_in_snapshot(attempt, before)
         at = time.time()
         if not tree.kill(victim.process):
             return None
         # A rank's page stays as it was at its death; another's death is met where it was before.
         met = attempt.read(rank) if victim.rank is not None else before
+        if saving and met.phase in TRAINING and self._is_in_snapshot(attempt, met):
+            met = met._replace(phase="snapshot")
         return Strike(
             step=met.step,
             phase=met.phase,
