@@ -15,6 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests.campaigns import memory
 from tests.support.attempt import KILL
 from tests.support.forkserver import ROOT, ForkServer
 from tests.support.trial import KILLED, Trial
@@ -192,3 +193,11 @@ def test_a_state_that_outgrows_its_slot_gets_another(server: ForkServer, folder:
     assert ended.status == 0, ended.output
     assert bases(run)[2] == last_steps(run)[1]
     assert trial.result()["said"] == [n << 18 for n in range(1, 13)]
+
+
+@pytest.mark.timeout(600)
+def test_a_rehearsal_loses_the_steps_that_are_stated(tmp_path: Path) -> None:
+    """In small; at full size this is `make torture-memory`."""
+    script = Path(__file__).parent / "scripts" / "rehearsed.py"
+    counts = memory.rehearse(4, 7, tmp_path, [sys.executable, str(script)])
+    assert memory.is_as_stated(counts), counts

@@ -50,7 +50,7 @@ class Background(Saver):
         self._process: Process | None = None
         self._processes = 0
         self._refused = self._idle_now = False
-        self._held_lsn = 0
+        self._filled_lsn = 0
         self._leaves_heirs = False
         self._voted: Key | None = None
         self._abandoned: set[Key] = set()
@@ -79,16 +79,8 @@ class Background(Saver):
         return True
 
     def hold(self, capture: Capture) -> bool:
-        """Keep a capture in memory, for when this process dies; False where there is no room.
-
-        Waits until the events of the one before survive this process: a capture whose events are
-        lost with it cannot be saved (rule 6), and so there is always one that can.
-        """
-        if not self._is_ready(capture):
-            return False
-        self.journal.await_committed(self._held_lsn, COMMITTED_SECONDS)
-        self._held_lsn = self.journal.appended
-        return self._fill(capture, wanted=False, finished=False)
+        """Keep a capture in memory, for when this process dies; False where there is no room."""
+        return self._is_ready(capture) and self._fill(capture, wanted=False, finished=False)
 
     def rescue(self) -> Key | None:
         """As without an arena; of several ranks their savers do it, once all ranks are gone."""
@@ -113,11 +105,15 @@ class Background(Saver):
         return None if newest is None or newest[1].wanted else newest
 
     def _fill(self, capture: Capture, *, wanted: bool, finished: bool) -> bool:
+        """Waits until the events of the capture before survive this process: one whose events are
+        lost with it cannot be saved (rule 6), and so there is always one that can."""
+        self.journal.await_committed(self._filled_lsn, COMMITTED_SECONDS)
+        self._filled_lsn = self.journal.appended
         slot = self._free_slot(wait=wanted)
         if slot is None or self._filling is None:
             return False
         fields = {name: getattr(capture, name) for name in _FIELDS}
-        fields |= {"lsn": self.journal.appended, "finished": finished}
+        fields |= {"lsn": self._filled_lsn, "finished": finished}
         try:
             self._filling.fill(
                 slot, capture.tensors, capture.shared, fields, capture.tree, wanted=wanted
@@ -129,13 +125,21 @@ class Background(Saver):
         return True
 
     def _free_slot(self, *, wait: bool) -> Slot | None:
+        """To `wait` for: also until the capture before that is to go to disk is saved, for two such
+        would leave no slot to keep steps in memory."""
         while self._process is not None and self._filling is not None:
             slot = self._filling.free_slot(saver_lives=self._process.lives)
-            if slot is not None or not wait:
+            if not wait or (slot is not None and not self._is_behind()):
                 return slot
             self._hear(GIVING_UP_SECONDS, lambda report: isinstance(report, _LETS_GO))
             self._keep_a_saver()
         return None
+
+    def _is_behind(self) -> bool:
+        """Whether the saver has not saved yet what it is to."""
+        seen = [slot.seen() for slot in self._arena.slots] if self._arena is not None else []
+        headers = [(one.judged.header, one.let_go) for one in seen]
+        return any(h is not None and h.wanted and h.generation != let_go for h, let_go in headers)
 
     # -- memory and saver -----------------------------------------------------------------------
 
