@@ -32,12 +32,13 @@ from walrecover.sequence import Sequence
 EXAMPLE = ("examples/char_gpt.py", "--steps-per-epoch", "150", "--epochs", "4")
 
 
-def rehearse(kills: int, seed: int, folder: Path, command: list[str]) -> dict[str, Any]:
-    """One rehearsal, and what its killed run has to show."""
+def rehearse(kills: int, seed: int, folder: Path, every: str, command: list[str]) -> dict[str, Any]:
+    """One rehearsal, with snapshots `every` so often, and what its killed run has to show."""
     kept = folder / "kept"
     done = subprocess.run(
         [sys.executable, "-m", "walrecover.cli", "rehearse", "--json", "--keep", str(kept),
-         "--kills", str(kills), "--seed", str(seed), "--memory-every", "1step", "--", *command],
+         "--kills", str(kills), "--seed", str(seed), "--every", every,
+         "--memory-every", "1step", "--", *command],
         cwd=ROOT, stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
     body = json.loads(done.stdout)
@@ -90,7 +91,7 @@ def main() -> int:
     print(f"seed {args.seed}", file=sys.stderr)
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as name:
-        counts = rehearse(args.kills, args.seed, Path(name), [sys.executable, *EXAMPLE])
+        counts = rehearse(args.kills, args.seed, Path(name), "10steps", [sys.executable, *EXAMPLE])
     write("memory", counts, args.seed, began)
     return 0 if is_as_stated(counts) else 1
 

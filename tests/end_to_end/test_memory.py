@@ -121,6 +121,16 @@ def test_an_exception_saves_what_was_kept_in_memory(
     assert trial.result() == whole.result()
 
 
+def test_a_stop_saves_the_step_it_was_asked_at(server: ForkServer, folder: Path) -> None:
+    trial = Trial(server, folder, "shapes:epoch_code", MEMORY)
+    ended = trial.run((7, "step", int(signal.SIGTERM)))
+    assert ended.status == 128 + signal.SIGTERM, ended.output
+    assert "stopped by SIGTERM; step 7 is saved" in ended.output
+    run = run_of(folder)
+    savers_end(run)
+    assert committed(run) == [7]  # and nothing that was only kept in memory
+
+
 def command(folder: Path, *script: str) -> subprocess.Popen[str]:
     """`walrecover run`, in a folder of its own."""
     return subprocess.Popen(
@@ -199,5 +209,5 @@ def test_a_state_that_outgrows_its_slot_gets_another(server: ForkServer, folder:
 def test_a_rehearsal_loses_the_steps_that_are_stated(tmp_path: Path) -> None:
     """In small; at full size this is `make torture-memory`."""
     script = Path(__file__).parent / "scripts" / "rehearsed.py"
-    counts = memory.rehearse(4, 7, tmp_path, [sys.executable, str(script)])
+    counts = memory.rehearse(4, 7, tmp_path, "5steps", [sys.executable, str(script)])
     assert memory.is_as_stated(counts), counts

@@ -82,6 +82,7 @@ def facts(**changes: Any) -> Facts:
         "keep": 3,
         "snapshots": Snapshots(GB, 8, "the newest snapshot"),
         "shm": 16 * GB,
+        "memory": 4 * GB,
         "clock": Clock(NOW, NOW - 60, NOW, 0.1),
         "limits": {
             **dict.fromkeys(("nofile", "memlock", "fsize", "nproc"), UNLIMITED),
@@ -194,6 +195,7 @@ PLANTED: list[tuple[str, str, str, dict[str, Any]]] = [
     ("docker's shm", "shm", WARNING, {"shm": 64 << 20}),
     ("no shm", "shm", WARNING, {"shm": 0}),
     ("small shm", "shm", NOTE, {"shm": 512 << 20}),
+    ("little memory", "memory", NOTE, {"memory": 3 * GB}),
     ("a clock of 1970", "clock", WARNING, {"clock": Clock(100.0)}),
     ("a clock behind the journal", "clock", WARNING, {"clock": Clock(NOW, NOW + 60)}),
     ("another clock on the storage", "clock", WARNING, {"clock": Clock(NOW, None, NOW - 60)}),

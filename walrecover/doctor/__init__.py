@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 
-from walrecover import __version__
+from walrecover import __version__, cgroups
 from walrecover.doctor import estate, machine, places, rehearsal
 from walrecover.findings import Facts, Preflight, examine, preflight
 from walrecover.findings.facts import Place, Port, Snapshots
@@ -53,6 +53,7 @@ def gather(
         keep=keep,
         snapshots=known,
         shm=machine.shm(),
+        memory=cgroups.available(cgroups.memory_cgroup()),
         clock=machine.clock(estate.newest_decision(run), storage_clock),
         limits=machine.limits(),
         processes=machine.processes(),

@@ -135,8 +135,8 @@ class Interpreter(msgspec.Struct, frozen=True):
 
 class Facts(msgspec.Struct, frozen=True, kw_only=True):
     """All that is known. `user` is (uid, name); `container`: why this looks like one, or "";
-    `pidfd`: why the kernel gives none; `command`: why it cannot be run. `walrecover`: this
-    release."""
+    `memory`: bytes that can be taken without harm; `pidfd`: why the kernel gives none; `command`:
+    why it cannot be run. `walrecover`: this release."""
 
     run: Place
     journal: Place | None = None
@@ -149,6 +149,7 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     keep: int = 3
     snapshots: Snapshots | None = None
     shm: int | None = None
+    memory: int | None = None
     clock: Clock | None = None
     limits: dict[str, Limit] = {}
     processes: int = 0

@@ -14,6 +14,9 @@ from walrecover.findings.table import FAILURE, NOTE, OK, WARNING
 
 DOCKER_SHM = 64 << 20
 SMALL_SHM = 1 << 30
+ARENA_SLOTS, ARENA_SPARE = 3, 256 << 20
+"""What `--memory-every` sets aside, by the size of the state (specs/18-arena.md)."""
+
 FEW_FILES = 4096
 FEW_PROCESSES = 256
 SMALL_LOCK = 64 << 20
@@ -29,6 +32,7 @@ def judge(facts: Facts) -> Iterator[Finding]:
     if facts.command:
         yield Finding("command", FAILURE, facts.command)
     yield from _shm(facts.shm)
+    yield from _memory(facts)
     yield from _clock(facts.clock)
     yield from _limits(facts)
     yield from _port(facts.port)
@@ -43,6 +47,14 @@ def _shm(bytes: int | None) -> Iterator[Finding]:
     text = f"/dev/shm has {size(bytes)}" if bytes else "/dev/shm is not there"
     level = WARNING if bytes <= DOCKER_SHM else NOTE if bytes < SMALL_SHM else OK
     yield Finding("shm", level, text)
+
+
+def _memory(facts: Facts) -> Iterator[Finding]:
+    if facts.memory is None or facts.snapshots is None:
+        return
+    needed = ARENA_SLOTS * facts.snapshots.bytes + ARENA_SPARE
+    text = f"{size(facts.memory)} of memory are left; captures in memory take {size(needed)}"
+    yield Finding("memory", OK if needed <= facts.memory else NOTE, text)
 
 
 def _clock(clock: Clock | None) -> Iterator[Finding]:

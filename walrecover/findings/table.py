@@ -129,6 +129,11 @@ CHECKS = {
         "loader workers pass batches through it, and die with 'Bus error' when it is full",
         "docker run --shm-size=8g or --ipc=host; in Kubernetes an emptyDir of medium Memory",
     ),
+    "memory": Check(
+        "--memory-every keeps no step in memory: a killed process loses those since its last "
+        "snapshot",
+        "give the job more memory (its control group's limit counts), or do without",
+    ),
     "clock": Check(
         "times in status, show and log are wrong; recovery does not use the clock",
         "set the clock and keep it with NTP, on every host of the run",
