@@ -115,6 +115,7 @@ def test_json_is_one_object(capsys: pytest.CaptureFixture[str]) -> None:
         "step": 61,
         "phase": "snapshot",
         "victim": "rank 0",
+        "attempt": 2,
         "landed": True,
     }
     assert body["first_difference"] == {

@@ -183,7 +183,13 @@ def write_json(result: Result) -> None:
         if result.difference is not None and result.deterministic is False
         else [],
         "kills": [
-            {"step": s.step, "phase": s.phase, "victim": s.victim, "landed": s.landed}
+            {
+                "step": s.step,
+                "phase": s.phase,
+                "victim": s.victim,
+                "attempt": s.attempt,
+                "landed": s.landed,
+            }
             for s in result.strikes
         ],
         "digest": result.digest,
