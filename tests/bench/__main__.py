@@ -16,6 +16,7 @@ BENCHMARKS = (
     "step",
     "snapshot",
     "arena",
+    "memory",
     "start",
     "recovery",
     "restart",

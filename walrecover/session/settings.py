@@ -17,6 +17,7 @@ from walrecover.policy import AFTER_DIVERGENCE, ON_DIVERGENCE
 from walrecover.rundir import check_name, default_name, find_root
 from walrecover.stepcounts import Take
 
+MEMORY_EVERY = "WALRECOVER_MEMORY_EVERY"
 RESUME = ("auto", "must", "never")
 
 
@@ -80,7 +81,7 @@ def read(
     if divergence not in AFTER_DIVERGENCE:
         raise BadInput(f"WALRECOVER_ON_DIVERGENCE is {divergence!r}: it is 'go_on' or 'stop'")
     journal = env.get("WALRECOVER_JOURNAL_DIR")
-    memory = env.get("WALRECOVER_MEMORY_EVERY")
+    memory = env.get(MEMORY_EVERY)
     return Settings(
         root=root,
         name=check_name(chosen) if chosen else name_of_this_process(),
