@@ -104,6 +104,17 @@ def test_of_two_ranks_one_is_killed(server: ForkServer, folder: Path, rank: int)
     assert all(later > base for base, later in itertools.pairwise(known)), known
 
 
+def test_of_two_ranks_one_is_killed_with_a_capture_for_the_disk(
+    server: ForkServer, folder: Path
+) -> None:
+    """Its events may be lost with the rank; then both have the step before, in memory."""
+    pair = Pair(server, folder, "training", **(MEMORY | {"WALRECOVER_EVERY": "5steps"}))
+    assert pair.run({0: (5, "boundary", KILL)})[0].status == KILLED
+    run = run_of(folder)
+    savers_end(run)
+    assert committed(run) in ([4], [5])
+
+
 @pytest.mark.parametrize("where", ["forward", "backward", "loader", "between"])
 def test_an_exception_saves_what_was_kept_in_memory(
     server: ForkServer, folder: Path, where: str

@@ -84,11 +84,11 @@ class Background(Saver):
 
     def rescue(self) -> Key | None:
         """As without an arena; of several ranks their savers do it, once all ranks are gone."""
-        newest = self._newest_held()
-        if newest is None:
-            return None
         if self.world > 1:  # only once all ranks are gone can be told what they have in common
             self._leaves_heirs = True
+            return None
+        newest = self._newest_held()
+        if newest is None:
             return None
         slot, header = newest
         wanted = header._replace(wanted=True)
