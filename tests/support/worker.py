@@ -17,7 +17,9 @@ from walrecover import entries as model
 from walrecover import failpoints
 from walrecover.entries import CommitEntry
 from walrecover.errors import Fenced, RunBusy, WalrecoverError
+from walrecover.exporting import export
 from walrecover.failpoints import FailpointReached
+from walrecover.importing import bring_back
 from walrecover.processes import identity
 from walrecover.recovery import begin_attempt
 from walrecover.rundir import RunDir
@@ -55,7 +57,7 @@ def said(path: Path) -> Said:
     return found
 
 
-def _until_its_end(work: Callable[[], None]) -> int:
+def _until_its_end(work: Callable[[], object]) -> int:
     try:
         work()
     except FailpointReached:
@@ -123,6 +125,17 @@ def vote(root: str, notes: str, armed: str, number: int, rank: int, steps: int) 
             notebook.say("synced", entry.label, f"rank-{rank}", journal.durable)
 
     return _until_its_end(work)
+
+
+def export_run(root: str, file: str, armed: str = "") -> int:
+    failpoints.arm(armed)
+    return _until_its_end(lambda: export(RunDir(Path(root), "a-run"), Path(file)))
+
+
+def import_run(root: str, file: str, journal: str | None = None, armed: str = "") -> int:
+    failpoints.arm(armed)
+    elsewhere = Path(journal) if journal else None
+    return _until_its_end(lambda: bring_back(Path(file), Path(root), journal=elsewhere))
 
 
 def hold(root: str, gate: str) -> int:

@@ -11,6 +11,7 @@ Readers check every event (LSN, checksum, chain, count) and never hold a writer 
 damaged is examined by a child process before this one opens it.
 """
 
+from walrecover.journal.copying import copy_stream
 from walrecover.journal.examine import Report, examine, examine_all
 from walrecover.journal.reader import Reader, Rewound
 from walrecover.journal.stream import START, Cursor, StreamId, find_streams
@@ -24,6 +25,7 @@ __all__ = [
     "Report",
     "Rewound",
     "StreamId",
+    "copy_stream",
     "examine",
     "examine_all",
     "find_streams",
