@@ -26,6 +26,7 @@ COMMANDS = {
     "fork": "Another run from a kept snapshot.",
     "export": "A run as one portable file.",
     "import": "A run brought back from such a file, verified.",
+    "prune": "Retire snapshots by rules.",
     "audit": "Which samples were consumed: every one exactly once, proved from the journal.",
     "verify": "Read back every digest of journal and snapshots.",
     "policy": "What follows a failure: the policy in force.",
