@@ -56,6 +56,8 @@ NAMES: dict[str, str] = {
     "import.verified": "a whole run under a temporary name; no run",
     "import.journal": "the streams at their place elsewhere; no run",
     "import.renamed": "the run exists; its name may not be durable",
+    "vault.request": "the objects of a vault before it",
+    "vault.answered": "an object of a vault; its author was not told",
     "adopt.copied": "a checked copy of a script's file under a temporary name, no version",
     "adopt.named": "the copy, durable under its name; no record names it",
     "adopt.recorded": "the version is kept, durable; the journal does not say so",

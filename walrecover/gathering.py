@@ -33,7 +33,7 @@ def gather(run: RunDir, staged: RunDir, fresh: Fresh) -> tuple[list[Entry], tupl
     """Put the run together in the empty folders of `staged`: its entries, and what was left out.
     Raises BadInput (nothing there), Corrupt (its sequence), StorageFailed."""
     with storage(f"cannot put {run.path} together"):
-        entries = _entries_with_snapshots(run, staged)
+        entries = link_snapshots(run, staged)
         left_out = _verify_snapshots(staged, snapshot.live(entries), fresh)
         left_out += _copy_streams(run, staged, entries, fresh)
         left_out += _copy_adopted(run.path, staged.path)
@@ -44,8 +44,9 @@ def gather(run: RunDir, staged: RunDir, fresh: Fresh) -> tuple[list[Entry], tupl
     return entries, tuple(left_out)
 
 
-def _entries_with_snapshots(run: RunDir, staged: RunDir) -> list[Entry]:
-    """The entries, once all the snapshots that they name have a second name in `staged`."""
+def link_snapshots(run: RunDir, staged: RunDir) -> list[Entry]:
+    """The entries, once all the snapshots that they name have a second name in `staged`, where no
+    retirement takes them away. Raises BadInput, Corrupt, OSError."""
     sequence = Sequence(run.sequence)
     while True:
         entries = sequence.read()

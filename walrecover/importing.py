@@ -58,7 +58,7 @@ def bring_back(
         sums: dict[str, str] = {}
         statement = _statement(file, next(members, None), sums)
         run = RunDir(root, check_name(name or statement.run), journal)
-        _require_absent(run)
+        require_free_name(run)
         with aside(run) as staged, storage(f"cannot make {run.path}"):
             _require_room(staged.path, statement)
             unpacker.allow(archive.most_bytes(statement))
@@ -67,7 +67,7 @@ def bring_back(
             failpoint("import.verified")
             imported.write(staged, Imported(str(file), statement.entries, time.time()))
             sync_tree(staged.path)
-            with _journal_placed(staged, run):
+            with journal_placed(staged, run):
                 place(staged, run, "run")
                 failpoint("import.renamed")
                 sync_directory(run.path.parent)
@@ -90,7 +90,8 @@ def _named(file: Path) -> Iterator[None]:
         raise type(error)(f"{file}: {error}") from None
 
 
-def _require_absent(run: RunDir) -> None:
+def require_free_name(run: RunDir) -> None:
+    """Raises BadInput where a run, or somebody's journals, have the name."""
     require_absent(run, "run")
     if run.journal_root is not None and os.path.lexists(run.journal_root / run.name):
         raise BadInput(
@@ -191,7 +192,7 @@ def _verify(statement: Statement, staged: RunDir) -> None:
 
 
 @contextlib.contextmanager
-def _journal_placed(staged: RunDir, run: RunDir) -> Iterator[None]:
+def journal_placed(staged: RunDir, run: RunDir) -> Iterator[None]:
     """Where journals lie elsewhere, they are there before the run is, and not without it."""
     if run.journal_root is None:
         yield

@@ -16,7 +16,7 @@ from tests.end_to_end.test_frozen import server as server  # the fixture
 from tests.end_to_end.test_frozen import train
 from tests.end_to_end.test_travel import train as train_without_torch
 from tests.support.forkserver import ForkServer
-from tests.support.protocol import candidates
+from tests.support.protocol import Launch, candidates, holder
 from walrecover.rundir import RunDir
 
 
@@ -29,12 +29,18 @@ def test_p6_a_run_that_was_brought_back_ends_with_the_same_bits(
     assert train(server, folder, steps=12, die_at=7) == (-signal.SIGKILL, "")
     made = walrecover(folder / ".walrecover", "export", "a-run", str(tmp_path / "a.tar.zst"))
     assert made.code == 0, made
+    kept = walrecover(folder / ".walrecover", "export", "a-run", f"{tmp_path}/vault/")
+    assert (kept.code, kept.err) == (0, ""), kept
+    restored = tmp_path / "restored"
+    restored.mkdir()
+    back = walrecover(restored / ".walrecover", "import", str(tmp_path / "vault" / "a-run"))
+    assert "run a-run: brought back and verified" in back.out, back
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     brought = walrecover(elsewhere / ".walrecover", "import", str(tmp_path / "a.tar.zst"))
     assert brought.code == 0, brought
     assert "run a-run: brought back and verified" in brought.out
-    for where in (folder, elsewhere):
+    for where in (folder, elsewhere, restored):
         code, resumed = train(server, where, steps=12)
         assert (code, resumed) == (0, straight)
         shown = walrecover(where / ".walrecover", "show", "a-run")
@@ -110,11 +116,47 @@ def test_bad_input_is_a_sentence_and_changes_nothing(run: RunDir, tmp_path: Path
         assert os.listdir(run.root / "runs") == ["train"]
 
 
-def test_without_its_package_there_is_a_sentence(run: RunDir, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("package", "target"), [("zstandard", "a.tar.zst"), ("obstore", "a/")])
+def test_without_its_package_there_is_a_sentence(
+    run: RunDir, tmp_path: Path, package: str, target: str
+) -> None:
     hidden = tmp_path / "hidden"
     hidden.mkdir()
-    (hidden / "zstandard.py").write_text("raise ImportError('none here')\n")
-    answer = walrecover(run.root, "export", "train", "a.tar.zst", PYTHONPATH=str(hidden))
+    (hidden / f"{package}.py").write_text("raise ImportError('none here')\n")
+    answer = walrecover(run.root, "export", "train", target, PYTHONPATH=str(hidden))
     assert (answer.code, answer.out) == (2, "")
-    assert "pip install 'walrecover[daemon]'" in answer.err
-    assert not (tmp_path / "a.tar.zst").exists()
+    assert f"needs the package {package}: pip install 'walrecover[daemon]'" in answer.err
+    assert not (tmp_path / target).exists()
+
+
+def test_the_answers_about_a_vault(run: RunDir, tmp_path: Path) -> None:
+    vault = tmp_path / "vault"
+    body = walrecover(run.root, "export", "train", f"{vault}/", "--json").json
+    assert (body["vault"], body["entries"], body["finished"]) == (str(vault), 5, False)
+    assert body["sent"] > 10 and body["deleted"] == 0
+    again = walrecover(run.root, "export", "train", "vault")
+    assert again.out == "run train: up to entry 5 in vault (0 objects, 0 bytes sent, 0 deleted)\n"
+    body = walrecover(run.root, "import", "vault/train", "--name", "b", "--json").json
+    assert (body["run"], body["exported_as"], body["damaged"]) == ("b", "train", [])
+    newest = candidates(run)[0]
+    (vault / "train" / "snapshots" / newest.name / "rank-00000.msgpack").write_bytes(b"")
+    told = walrecover(run.root, "import", "vault/train", "--name", "c")
+    assert told.code == 1
+    assert f"not whole in the vault: {newest.name}: " in told.out
+    for words, says in (
+        (["export", "train", "s3://"], "names no bucket"),
+        (["import", "s3://bucket"], "names no run: give s3://bucket/prefix/RUN"),
+        (["import", "vault"], "holds no copy of a run 'vault'"),
+        (["export", "train", "x.tar.zst", "--follow"], "--follow keeps up a copy"),
+    ):
+        answer = walrecover(run.root, *words)
+        assert (answer.code, answer.out) == (2, ""), answer
+        assert says in answer.err
+
+
+def test_follow_goes_on_until_the_run_has_ended(run: RunDir, tmp_path: Path) -> None:
+    with Launch.begin(run, holder()) as launch:
+        launch.train()
+        launch.save(end=True, finished=True)
+    done = walrecover(run.root, "export", "train", f"{tmp_path}/vault/", "--follow")
+    assert done.code == 0 and "up to entry 7" in done.out

@@ -36,7 +36,7 @@ BYTES = 48
 FROZEN_BYTES = 6000
 MAP_BYTES = 1 << 20
 
-_OTHERS = ("adopt.", "fork.", "saver.", "export.", "import.")
+_OTHERS = ("adopt.", "fork.", "saver.", "export.", "import.", "vault.")
 NAMES = [name for name in failpoints.NAMES if not name.startswith(_OTHERS)]
 """The failpoints of the protocol; the others have tests of their own."""
 

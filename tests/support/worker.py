@@ -20,11 +20,13 @@ from walrecover.errors import Fenced, RunBusy, WalrecoverError
 from walrecover.exporting import export
 from walrecover.failpoints import FailpointReached
 from walrecover.importing import bring_back
+from walrecover.mirroring import keep_up
 from walrecover.processes import identity
 from walrecover.pruning import prune
 from walrecover.recovery import begin_attempt
 from walrecover.retention import Rules
 from walrecover.rundir import RunDir
+from walrecover.vaults import Vault
 
 # Exit codes.
 REACHED, REFUSED, FENCED, BUSY = 70, 71, 72, 73
@@ -145,6 +147,12 @@ def import_run(root: str, file: str, journal: str | None = None, armed: str = ""
     failpoints.arm(armed)
     elsewhere = Path(journal) if journal else None
     return _until_its_end(lambda: bring_back(Path(file), Path(root), journal=elsewhere))
+
+
+def keep_up_run(root: str, where: str, environ: dict[str, str], armed: str = "") -> int:
+    os.environ.update(environ)
+    failpoints.arm(armed)
+    return _until_its_end(lambda: keep_up(RunDir(Path(root), "a-run"), Vault(where)))
 
 
 def prune_run(root: str, armed: str = "") -> int:

@@ -7,7 +7,7 @@ page. Must not decide how much of a damaged stream is wanted.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import lmdb
@@ -35,26 +35,34 @@ def copy_stream(
     return. Raises as `Reader.read`, StorageFailed where the disk refuses.
     """
     with Reader(path, stream) as reader:
-        try:
-            environments.build(
-                target, _groups(reader, upto, breathe), map_size=_map_bytes(max(size, _PAGE_BYTES))
-            )
-        except lmdb.Error as error:
-            raise environments.explain(error, target) from error
+        build_stream(target, _groups(reader, upto, breathe), size=size)
 
 
-def _groups(
-    reader: Reader, upto: int, breathe: Callable[[], object]
-) -> Iterator[list[tuple[bytes, bytes]]]:
+def build_stream(target: Path, groups: Iterable[list[bytes]], *, size: int) -> None:
+    """Make envelopes, from LSN 1 on, an environment in the new folder `target`, one transaction for
+    each group. `size`: about their bytes. Nothing is durable on return. Raises StorageFailed."""
+    try:
+        environments.build(target, _numbered(groups), map_size=_map_bytes(size))
+    except lmdb.Error as error:
+        raise environments.explain(error, target) from error
+
+
+def _numbered(groups: Iterable[list[bytes]]) -> Iterator[list[tuple[bytes, bytes]]]:
+    lsn = 0
+    for group in groups:
+        yield [(key_of(lsn + n), envelope) for n, envelope in enumerate(group, 1)]
+        lsn += len(group)
+
+
+def _groups(reader: Reader, upto: int, breathe: Callable[[], object]) -> Iterator[list[bytes]]:
     done = 0
     while done < upto:
         reached = min(done + GROUP, upto)
-        envelopes = reader.envelopes(done, reached)
-        yield [(key_of(lsn), envelope) for lsn, envelope in enumerate(envelopes, done + 1)]
+        yield reader.envelopes(done, reached)
         done = reached
         breathe()
 
 
 def _map_bytes(size: int) -> int:
     """Room for the same events: the tree that is built may be less dense than the first."""
-    return (2 * size // _PAGE_BYTES + 256) * _PAGE_BYTES
+    return (2 * size // _PAGE_BYTES + 257) * _PAGE_BYTES
