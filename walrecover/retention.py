@@ -58,11 +58,11 @@ def parse_best(text: str) -> Best:
     return Best(metric, "min" if way == "min" else "max")
 
 
-def parse_age(text: str) -> float:
+def parse_age(text: str, option: str = "--older-than") -> float:
     """`7d` in seconds. Raises BadInput."""
     match = _AGE.fullmatch(text)
     if match is None:
-        raise BadInput(f"--older-than {text}: give a number and its unit, such as 12h or 7d")
+        raise BadInput(f"{option} {text}: give a number and its unit, such as 12h or 7d")
     return float(match[1]) * _SECONDS[match[2]]
 
 

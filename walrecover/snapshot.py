@@ -10,6 +10,7 @@ import contextlib
 import os
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from walrecover import entries as model
@@ -326,13 +327,15 @@ def load_manifest(run: RunDir, ref: SnapshotRef) -> Manifest:
     return found
 
 
-def verify(run: RunDir, ref: SnapshotRef) -> Manifest:
-    """Read back all of a snapshot. Raises Corrupt naming the first difference, or OSError."""
+def verify(run: RunDir, ref: SnapshotRef, *, threads: int = 1) -> Manifest:
+    """Read back all of a snapshot, hashing with so many threads. Raises Corrupt naming the first
+    difference, or OSError."""
     found = load_manifest(run, ref)
     shards.verify_files(
         run.snapshots,
         found.files(),
         ((name, at) for part in found.parts for name, at in part.tensors.items()),
+        threads,
     )
     return found
 
@@ -342,15 +345,27 @@ def retire(
 ) -> tuple[SnapshotRef, ...]:
     """Retire what retention allows, then delete what is retired (rules 9, 10).
 
-    Files that a live manifest lists stay, whoever wrote them.
+    Files that a live manifest lists stay, whoever wrote them. Of what was `verified`, that counts
+    which nobody has distrusted since.
     Returns what was retired now. Raises Fenced, StorageFailed.
     """
 
     def choose(found: list[Entry]) -> tuple[SnapshotRef, ...]:
         require_newest(found, attempt, nonce)
-        return model.retirable(found, verified, keep, lambda ref: listed(run, ref))
+        trusted = frozenset(
+            commit.snapshot.manifest
+            for commit in model.candidates(found)
+            if commit.snapshot.manifest in verified
+            and not distrusted(run, attempt, nonce, commit.snapshot.name).exists()
+        )
+        return model.retirable(found, trusted, keep, lambda ref: listed(run, ref))
 
     return retire_chosen(run, choose)
+
+
+def distrusted(run: RunDir, attempt: int, nonce: str, name: str) -> Path:
+    """The word that a snapshot did not read back, for all processes of an attempt."""
+    return run.meeting(attempt, nonce) / f"distrusted.{name}"
 
 
 def listed(run: RunDir, ref: SnapshotRef) -> frozenset[str] | None:
