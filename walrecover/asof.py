@@ -37,7 +37,7 @@ def as_of(state: RunState, step: int, run: str) -> RunState:
         for key, record in state.records.items()
         if (key.attempt, key.nonce) in known
     }
-    return RunState(entries, records)
+    return RunState(entries, records, state.imported)
 
 
 def _goes_back(state: RunState) -> bool:

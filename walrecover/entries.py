@@ -8,7 +8,7 @@ entries' types, the digest that guards their bytes, and the pure reading of a li
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 
 import msgspec
 from blake3 import blake3
@@ -394,15 +394,25 @@ def retirable(
     unless at least two snapshots newer than it are known to verify and share no file. `files`:
     what a snapshot's manifest lists, None where that cannot be read.
     """
+    kept = {c.snapshot.manifest for c in candidates(entries)[: max(keep, 2)]}
+    return voidable(entries, verified, kept, files)
+
+
+def voidable(
+    entries: Sequence[Entry],
+    verified: frozenset[str],
+    kept: Set[str],
+    files: Callable[[SnapshotRef], frozenset[str] | None],
+) -> tuple[SnapshotRef, ...]:
+    """As `retirable`, of all but the manifests in `kept`, whoever chose those."""
     newest = newest_attempt(entries)
     live = candidates(entries)
     if newest is None or not live:
         return ()
     secured = any(c.snapshot.manifest in verified for c in live if _is_own(c, newest))
     base = newest.plan.base.manifest if newest.plan.base else None
-    kept = {c.snapshot.manifest for c in live[: max(keep, 2)]}
     if base is not None and not secured:
-        kept.add(base)
+        kept = kept | {base}
     void = retired(entries)
     out = []
     proven: list[frozenset[str]] = []

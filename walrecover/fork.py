@@ -7,10 +7,8 @@ never again, so that the two runs share no more than what neither can change.
 
 from __future__ import annotations
 
-import errno
 import os
 import time
-from pathlib import Path
 from typing import NamedTuple
 
 from walrecover import entries as model
@@ -19,19 +17,11 @@ from walrecover import skips as skipping
 from walrecover.entries import CommitEntry, Entry, OriginEntry, Skip
 from walrecover.errors import BadInput, Corrupt
 from walrecover.failpoints import failpoint
-from walrecover.files import (
-    make_directory,
-    storage,
-    sweep,
-    sync_directory,
-    sync_file,
-    write_durably,
-)
+from walrecover.files import make_directory, storage, sync_directory, write_durably
 from walrecover.rundir import RunDir, check_name
 from walrecover.sequence import Sequence
 from walrecover.skips import Standing
-
-_NO_LINKS = (errno.EPERM, errno.EXDEV, errno.EMLINK, errno.EOPNOTSUPP, errno.ENOSYS)
+from walrecover.staging import aside, link_or_copy, place, require_absent
 
 
 class Forked(NamedTuple):
@@ -59,7 +49,7 @@ def fork(
     found = Sequence(parent.sequence).read()
     commit = kept_at(parent, found, at)
     run = RunDir(parent.root, check_name(name or f"{parent.name}-at-{at}"), parent.journal_root)
-    _require_absent(run)
+    require_absent(run, "fork")
     history = lineage.history(parent.name, found, commit.snapshot)
     gaps: list[str] = []
     placed: tuple[Skip, ...] = ()
@@ -100,52 +90,25 @@ def kept_at(run: RunDir, entries: list[Entry], at: int) -> CommitEntry:
     raise BadInput(f"run {run.name} has no snapshot of step {at}: the nearest are of {names}")
 
 
-def _require_absent(run: RunDir) -> None:
-    if os.path.lexists(run.path):
-        raise BadInput(f"{run.path} is there already: choose another name for the fork, by --name")
-
-
 def _build(parent: RunDir, run: RunDir, origin: OriginEntry) -> None:
     """All of it under a temporary name, durable; then its own."""
-    aside = run._replace(name=f".{run.name}.{os.urandom(8).hex()}")
-    runs = aside.path.parent
-    sweep(runs)
-    try:
-        with storage(f"cannot make {run.path}"):
-            for folder in (aside.sequence, aside.snapshots, aside.path / "journal", aside.attempts):
-                make_directory(folder)
-            _take_over(parent, aside, origin)
-            failpoint("fork.linked")
-            snapshot.verify(aside, origin.snapshot)
-            write_durably(aside.sequence / "00000001.json", model.encode(origin))
-            sync_directory(aside.sequence)
-            failpoint("fork.entered")
-            _require_absent(run)
-            _rename(aside.path, run)
-            failpoint("fork.renamed")
-            sync_directory(runs)
-    except BaseException:
-        import shutil  # reading a run never needs it
-
-        shutil.rmtree(aside.path, ignore_errors=True)
-        raise
+    with aside(run) as staged, storage(f"cannot make {run.path}"):
+        _take_over(parent, staged, origin)
+        failpoint("fork.linked")
+        snapshot.verify(staged, origin.snapshot)
+        write_durably(staged.sequence / "00000001.json", model.encode(origin))
+        sync_directory(staged.sequence)
+        failpoint("fork.entered")
+        place(staged, run, "fork")
+        failpoint("fork.renamed")
+        sync_directory(run.path.parent)
 
 
-def _rename(aside: Path, run: RunDir) -> None:
-    """A run's folder is never empty, so that a rename replaces none that came meanwhile."""
-    try:
-        os.rename(aside, run.path)
-    except OSError as error:
-        if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
-            _require_absent(run)
-        raise
-
-
-def _take_over(parent: RunDir, aside: RunDir, origin: OriginEntry) -> None:
+def _take_over(parent: RunDir, staged: RunDir, origin: OriginEntry) -> None:
     """The snapshot's files, those that it references included, by link or as copies, with names
     that are durable."""
     own = origin.snapshot.name
-    make_directory(aside.snapshots / own)
+    make_directory(staged.snapshots / own)
     folders = {own}
     try:
         source = parent.snapshots / own
@@ -154,26 +117,13 @@ def _take_over(parent: RunDir, aside: RunDir, origin: OriginEntry) -> None:
         for name in sorted([*names, *older]):
             folder = name.partition("/")[0]
             if folder not in folders:
-                make_directory(aside.snapshots / folder)
+                make_directory(staged.snapshots / folder)
                 folders.add(folder)
-            _link_or_copy(parent.snapshots / name, aside.snapshots / name)
+            link_or_copy(parent.snapshots / name, staged.snapshots / name)
     except FileNotFoundError as error:
         raise Corrupt(
             f"{error.filename} is gone: the snapshot of step {origin.snapshot.step} was retired "
             f"meanwhile, or is damaged"
         ) from None
     for folder in sorted(folders):
-        sync_directory(aside.snapshots / folder)
-
-
-def _link_or_copy(source: Path, target: Path) -> None:
-    try:
-        os.link(source, target, follow_symlinks=False)
-        return
-    except OSError as error:
-        if error.errno not in _NO_LINKS:
-            raise
-    import shutil
-
-    shutil.copyfile(source, target, follow_symlinks=False)
-    sync_file(target)
+        sync_directory(staged.snapshots / folder)

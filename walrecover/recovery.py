@@ -13,7 +13,7 @@ from collections.abc import Sequence as Many
 from pathlib import Path
 from typing import NamedTuple
 
-from walrecover import checkpoints, lease, rewinding, snapshot
+from walrecover import checkpoints, imported, lease, rewinding, snapshot
 from walrecover import entries as model
 from walrecover import skips as skipping
 from walrecover.entries import (
@@ -68,7 +68,7 @@ def fold_run(run: RunDir, entries: Many[Entry] | None = None) -> RunState:
     """Fold all of a run. Damage in a stream is named in its record's `losses`, never raised:
     no state depends on it, and everything before the damage is used."""
     found = Sequence(run.sequence).read() if entries is None else entries
-    return RunState(tuple(found), _records(find_streams(run.journal)))
+    return RunState(tuple(found), _records(find_streams(run.journal)), imported.entries_of(run))
 
 
 def _records(streams: Many[tuple[StreamId, Path]]) -> dict[StreamKey, StreamRecord]:
@@ -292,7 +292,8 @@ def require_free(
 ) -> None:
     """Raises RunBusy where the newest attempt's holder lives and is not `holder`'s own.
 
-    A holder whose process cannot be seen from here is alive while its lease moves.
+    A holder whose process cannot be seen from here is alive while its lease moves. One that came
+    with an import holds another copy of the run.
     """
     newest = model.newest_attempt(entries)
     if newest is None:
@@ -300,7 +301,7 @@ def require_free(
     other = newest.holder
     same = (other.boot, other.pid, other.started) == (holder.boot, holder.pid, holder.started)
     ours = bool(other.supervisor) and other.supervisor == holder.supervisor
-    if same or ours:
+    if same or ours or entries.index(newest) < imported.entries_of(run):
         return
     if succeeding:
         raise Fenced(f"attempt {newest.number} by {other} took the run over")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Sequence
+from functools import partial
 
 from walrecover import entries as model
 from walrecover import snapshot
@@ -24,7 +25,7 @@ class References:
     """One rank's, in one attempt. `base`: its part of the plan's base (see `base_of`)."""
 
     def __init__(self, run: RunDir, number: int, nonce: str, base: Part | None) -> None:
-        self._meeting = run.meeting(number, nonce)
+        self._word = partial(snapshot.distrusted, run, number, nonce)
         self._nonce = nonce
         self._past = Past(base)
 
@@ -44,7 +45,7 @@ class References:
     def offers(self) -> dict[str, Offer]:
         """For the next vote."""
         for name in self._past.names():
-            if (self._meeting / _word(name)).exists():
+            if self._word(name).exists():
                 self._past.distrust(name)
         return self._past.offers()
 
@@ -69,13 +70,8 @@ def base_of(
 def distrust(run: RunDir, number: int, nonce: str, name: str) -> None:
     """Tell every rank that no file which this capture lists is to be referenced again. Where that
     cannot be said, snapshots go on being refused, or not reading back."""
-    meeting = run.meeting(number, nonce)
     try:
-        make_directory(meeting)
-        (meeting / _word(name)).touch()
+        make_directory(run.meeting(number, nonce))
+        snapshot.distrusted(run, number, nonce, name).touch()
     except OSError as error:
         log.warning("the ranks were not told to write anew: %s", error)
-
-
-def _word(name: str) -> str:
-    return f"distrusted.{name}"

@@ -245,12 +245,18 @@ class Shard:
             self.close()
             raise
 
-    def read(self, name: str, tensor: TensorAt, into: bytearray | memoryview | None) -> None:
+    def read(
+        self,
+        name: str,
+        tensor: TensorAt,
+        into: bytearray | memoryview | None,
+        threads: int = 1,
+    ) -> None:
         """Read one tensor's bytes, into a buffer of its size or only past the check."""
         if tensor.key not in self._spans:
             raise Corrupt(f"{self.relative}: no tensor {tensor.key}")
         begin, end = self._spans[tensor.key]
-        hasher = blake3()
+        hasher = blake3(max_threads=threads)
         scratch = None if into is not None else bytearray(min(CHUNK_BYTES, end - begin))
         place = 0
         while begin + place < end:
@@ -310,9 +316,13 @@ def read_plain(snapshots: Path, relative: str, at: FileAt) -> bytes:
 
 
 def verify_files(
-    snapshots: Path, files: Mapping[str, FileAt], tensors: Iterable[tuple[str, TensorAt]]
+    snapshots: Path,
+    files: Mapping[str, FileAt],
+    tensors: Iterable[tuple[str, TensorAt]],
+    threads: int = 1,
 ) -> None:
-    """Read everything and compare every digest. Raises as `Shard`, at the first difference."""
+    """Read everything and compare every digest, hashing with so many threads. Raises as `Shard`, at
+    the first difference."""
     by_file: dict[str, dict[tuple[str, str], tuple[str, TensorAt]]] = {}
     for name, tensor in tensors:
         by_file.setdefault(tensor.file, {})[tensor.key, tensor.digest] = (name, tensor)
@@ -322,4 +332,4 @@ def verify_files(
             continue
         with Shard(snapshots, relative, at) as shard:
             for name, tensor in by_file.get(relative, {}).values():
-                shard.read(name, tensor, None)
+                shard.read(name, tensor, None, threads)

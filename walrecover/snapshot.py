@@ -9,7 +9,8 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from walrecover import entries as model
@@ -326,13 +327,15 @@ def load_manifest(run: RunDir, ref: SnapshotRef) -> Manifest:
     return found
 
 
-def verify(run: RunDir, ref: SnapshotRef) -> Manifest:
-    """Read back all of a snapshot. Raises Corrupt naming the first difference, or OSError."""
+def verify(run: RunDir, ref: SnapshotRef, *, threads: int = 1) -> Manifest:
+    """Read back all of a snapshot, hashing with so many threads. Raises Corrupt naming the first
+    difference, or OSError."""
     found = load_manifest(run, ref)
     shards.verify_files(
         run.snapshots,
         found.files(),
         ((name, at) for part in found.parts for name, at in part.tensors.items()),
+        threads,
     )
     return found
 
@@ -342,28 +345,57 @@ def retire(
 ) -> tuple[SnapshotRef, ...]:
     """Retire what retention allows, then delete what is retired (rules 9, 10).
 
-    Files that a live manifest lists stay, whoever wrote them.
+    Files that a live manifest lists stay, whoever wrote them. Of what was `verified`, that counts
+    which nobody has distrusted since.
     Returns what was retired now. Raises Fenced, StorageFailed.
+    """
+
+    def choose(found: list[Entry]) -> tuple[SnapshotRef, ...]:
+        require_newest(found, attempt, nonce)
+        trusted = frozenset(
+            commit.snapshot.manifest
+            for commit in model.candidates(found)
+            if commit.snapshot.manifest in verified
+            and not distrusted(run, attempt, nonce, commit.snapshot.name).exists()
+        )
+        return model.retirable(found, trusted, keep, lambda ref: listed(run, ref))
+
+    return retire_chosen(run, choose)
+
+
+def distrusted(run: RunDir, attempt: int, nonce: str, name: str) -> Path:
+    """The word that a snapshot did not read back, for all processes of an attempt."""
+    return run.meeting(attempt, nonce) / f"distrusted.{name}"
+
+
+def listed(run: RunDir, ref: SnapshotRef) -> frozenset[str] | None:
+    """The files that a snapshot's manifest lists, None where that cannot be read."""
+    try:
+        return frozenset(files_of(run, ref))
+    except (WalrecoverError, OSError):
+        return None
+
+
+def retire_chosen(
+    run: RunDir, choose: Callable[[list[Entry]], tuple[SnapshotRef, ...]]
+) -> tuple[SnapshotRef, ...]:
+    """Retire what `choose` picks from the entries, in the newest attempt's name, then delete.
+
+    It may be asked again, where another entry came first. Returns what was retired now. Raises
+    what `choose` does, StorageFailed.
     """
     chosen: tuple[SnapshotRef, ...] = ()
 
-    def listing(ref: SnapshotRef) -> frozenset[str] | None:
-        try:
-            return frozenset(files_of(run, ref))
-        except (WalrecoverError, OSError):
-            return None
-
     def decide(found: list[Entry]) -> Entry | None:
         nonlocal chosen
-        require_newest(found, attempt, nonce)
-        chosen = model.retirable(found, verified, keep, listing)
-        if not chosen:
+        chosen, newest = choose(found), model.newest_attempt(found)
+        if not chosen or newest is None:
             return None
         return RetirementEntry(
             id=os.urandom(8).hex(),
             at=time.time(),
-            attempt=attempt,
-            nonce=nonce,
+            attempt=newest.number,
+            nonce=newest.nonce,
             manifests=tuple(ref.manifest for ref in chosen),
         )
 
@@ -413,8 +445,11 @@ def _delete(folder: str, needed: set[str]) -> None:
     import shutil  # reading a run never needs it
 
     kept = {name.rpartition("/")[2] for name in needed}
-    if kept.issuperset(os.listdir(folder)):
-        return
+    try:
+        if kept.issuperset(os.listdir(folder)):
+            return
+    except FileNotFoundError:
+        return  # somebody else deletes, too
     failpoint("snapshot.deleting")
     # The manifest first: what is half gone must not look whole.
     with contextlib.suppress(FileNotFoundError):
@@ -422,7 +457,7 @@ def _delete(folder: str, needed: set[str]) -> None:
     if not kept:
         shutil.rmtree(folder, ignore_errors=True)
         return
-    for name in set(os.listdir(folder)) - kept:
+    for name in set(os.listdir(folder)) - kept:  # it holds some, so that nobody removes it
         with contextlib.suppress(OSError):
             os.unlink(os.path.join(folder, name))
 

@@ -15,7 +15,7 @@ import msgspec
 
 from walrecover import entries as model
 from walrecover import events as ev
-from walrecover.entries import CommitEntry, Entry, Link
+from walrecover.entries import AttemptEntry, CommitEntry, Entry, Link
 from walrecover.spent import Spent
 
 
@@ -67,10 +67,12 @@ class StreamRecord(msgspec.Struct):
 
 
 class RunState(NamedTuple):
-    """The folded run. `records` by stream; the rest is read from `entries`."""
+    """The folded run. `records` by stream; the rest is read from `entries`. `imported`: how many
+    of these came with an import, so that who drives them drives another copy."""
 
     entries: tuple[Entry, ...]
     records: dict[StreamKey, StreamRecord]
+    imported: int = 0
 
     @property
     def chain(self) -> list[Link]:
@@ -83,6 +85,10 @@ class RunState(NamedTuple):
     @property
     def finished(self) -> bool:
         return model.finished(self.entries)
+
+    def driven_here(self, entry: AttemptEntry) -> bool:
+        """Whether the holder of this attempt has anything to do with this run's directory."""
+        return self.entries.index(entry) >= self.imported
 
     def of_attempt(self, number: int, nonce: str) -> dict[str, StreamRecord]:
         return {

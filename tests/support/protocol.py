@@ -36,8 +36,9 @@ BYTES = 48
 FROZEN_BYTES = 6000
 MAP_BYTES = 1 << 20
 
-NAMES = [name for name in failpoints.NAMES if not name.startswith(("adopt.", "fork.", "saver."))]
-"""The failpoints of the protocol; adopted files, forks and savers have tests of their own."""
+_OTHERS = ("adopt.", "fork.", "saver.", "export.", "import.", "vault.")
+NAMES = [name for name in failpoints.NAMES if not name.startswith(_OTHERS)]
+"""The failpoints of the protocol; the others have tests of their own."""
 
 
 def holder(pid: int = 1) -> Holder:

@@ -17,10 +17,16 @@ from walrecover import entries as model
 from walrecover import failpoints
 from walrecover.entries import CommitEntry
 from walrecover.errors import Fenced, RunBusy, WalrecoverError
+from walrecover.exporting import export
 from walrecover.failpoints import FailpointReached
+from walrecover.importing import bring_back
+from walrecover.mirroring import keep_up
 from walrecover.processes import identity
+from walrecover.pruning import prune
 from walrecover.recovery import begin_attempt
+from walrecover.retention import Rules
 from walrecover.rundir import RunDir
+from walrecover.vaults import Vault
 
 # Exit codes.
 REACHED, REFUSED, FENCED, BUSY = 70, 71, 72, 73
@@ -55,7 +61,7 @@ def said(path: Path) -> Said:
     return found
 
 
-def _until_its_end(work: Callable[[], None]) -> int:
+def _until_its_end(work: Callable[[], object]) -> int:
     try:
         work()
     except FailpointReached:
@@ -74,12 +80,12 @@ def _sync(launch: Launch, notes: Notebook) -> None:
         notes.say("synced", launch.entry.label, journal.stream.writer, journal.sync().lsn)
 
 
-def _save(launch: Launch, notes: Notebook) -> CommitEntry | None:
+def _save(launch: Launch, notes: Notebook, retention: int) -> CommitEntry | None:
     """As a saver does it: what the storage refuses is abandoned, and training goes on."""
     try:
         commit = launch.save()
         notes.say("committed", commit.snapshot.step, commit.snapshot.manifest)
-        launch.keep(commit)
+        launch.keep(commit, retention)
     except Fenced:
         raise
     except (WalrecoverError, OSError):
@@ -87,7 +93,14 @@ def _save(launch: Launch, notes: Notebook) -> CommitEntry | None:
     return commit
 
 
-def train(root: str, notes: str, armed: str = "", attempts: int = 2, snapshots: int = 4) -> int:
+def train(
+    root: str,
+    notes: str,
+    armed: str = "",
+    attempts: int = 2,
+    snapshots: int = 4,
+    retention: int = 2,
+) -> int:
     """Attempts one after the other, each with snapshots, retirement and deletion."""
     notebook = Notebook(notes)
     run = RunDir(Path(root), "a-run")
@@ -99,7 +112,7 @@ def train(root: str, notes: str, armed: str = "", attempts: int = 2, snapshots: 
                 for _ in range(snapshots):
                     launch.train(2)
                     _sync(launch, notebook)
-                    _save(launch, notebook)
+                    _save(launch, notebook, retention)
                 launch.train(1)
 
     code = _until_its_end(work)
@@ -121,6 +134,40 @@ def vote(root: str, notes: str, armed: str, number: int, rank: int, steps: int) 
             launch.committed_lsn = [0] * 2
             launch.vote(rank, stream=journal)
             notebook.say("synced", entry.label, f"rank-{rank}", journal.durable)
+
+    return _until_its_end(work)
+
+
+def export_run(root: str, file: str, armed: str = "") -> int:
+    failpoints.arm(armed)
+    return _until_its_end(lambda: export(RunDir(Path(root), "a-run"), Path(file)))
+
+
+def import_run(root: str, file: str, journal: str | None = None, armed: str = "") -> int:
+    failpoints.arm(armed)
+    elsewhere = Path(journal) if journal else None
+    return _until_its_end(lambda: bring_back(Path(file), Path(root), journal=elsewhere))
+
+
+def keep_up_run(root: str, where: str, environ: dict[str, str], armed: str = "") -> int:
+    os.environ.update(environ)
+    failpoints.arm(armed)
+    return _until_its_end(lambda: keep_up(RunDir(Path(root), "a-run"), Vault(where)))
+
+
+def prune_run(root: str, armed: str = "") -> int:
+    failpoints.arm(armed)
+    run = RunDir(Path(root), "a-run")
+    return _until_its_end(lambda: prune(run, Rules(keep_last=2), now=0.0))
+
+
+def prune_on(root: str, done: str) -> int:
+    """Prune again and again, until `done` exists."""
+    run = RunDir(Path(root), "a-run")
+
+    def work() -> None:
+        while not os.path.exists(done):
+            prune(run, Rules(keep_last=2), now=0.0)
 
     return _until_its_end(work)
 

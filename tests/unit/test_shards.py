@@ -240,6 +240,8 @@ def test_a_digest_that_is_not_checked_is_noticed(
     }
 
     class Blind:
+        def __init__(self, **_: object) -> None: ...
+
         def update(self, _: object) -> None: ...
 
         def hexdigest(self) -> str:

@@ -24,6 +24,9 @@ COMMANDS = {
     "log": "The events of a run.",
     "compare": "Where two runs' histories part, and in what.",
     "fork": "Another run from a kept snapshot.",
+    "export": "A run as one portable file.",
+    "import": "A run brought back from such a file, verified.",
+    "prune": "Retire snapshots by rules.",
     "audit": "Which samples were consumed: every one exactly once, proved from the journal.",
     "verify": "Read back every digest of journal and snapshots.",
     "policy": "What follows a failure: the policy in force.",
@@ -31,6 +34,10 @@ COMMANDS = {
     "rehearse": "Crash your own script and compare the bits.",
     "diff": "What differs between two states: snapshots, files, the model in a script.",
 }
+
+
+_MODULES = {"import": "import_run"}
+"""Of commands whose name no module can have."""
 
 
 class _Lazy(click.Group):
@@ -42,7 +49,8 @@ class _Lazy(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        module = importlib.import_module(f"walrecover.cli.{cmd_name}")
+        name = _MODULES.get(cmd_name, cmd_name)
+        module = importlib.import_module(f"walrecover.cli.{name}")
         command: click.Command = module.command
         return command
 

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import click
 
-from walrecover import entries as model
 from walrecover import snapshot
 from walrecover.cli.options import as_json, directory, journal_dir, resolve, run_argument
 from walrecover.cli.output import write_json, write_table
-from walrecover.entries import attempt_label
-from walrecover.errors import WalrecoverError
-from walrecover.journal import examine_all, find_streams
 from walrecover.sequence import Sequence
+from walrecover.verifying import UNITS, verify
 
 
 @click.command(
@@ -31,30 +26,17 @@ def command(run: str | None, directory: str | None, journal_dir: str | None, as_
 
     found = resolve(run, directory, journal_dir)
     entries = Sequence(found.sequence).read()
-    checked: list[dict[str, Any]] = [
-        {"what": "sequence", "name": "", "size": len(entries), "problem": None}
-    ]
+    live = snapshot.live(entries)
     progress = Console(stderr=True)
-    void = model.retired(entries)
-    kept = [c.snapshot for c in model.commits(entries) if c.snapshot.manifest not in void]
-    for ref in track(kept, "snapshots", console=progress, disable=not progress.is_terminal):
-        problem, size = None, 0
-        try:
-            size = snapshot.verify(found, ref).bytes()
-        except (WalrecoverError, OSError) as error:
-            problem = str(error)
-        checked.append({"what": "snapshot", "name": ref.name, "size": size, "problem": problem})
-    streams = find_streams(found.journal)
-    for stream, report in examine_all(streams).items():
-        label = f"{attempt_label(stream.attempt, stream.nonce)}/{stream.writer}"
-        checked.append(
-            {"what": "stream", "name": label, "size": report.entries, "problem": report.problem}
-        )
+    seen = track(
+        verify(found, entries), "verify", total=1 + len(live), console=progress,
+        disable=not progress.is_terminal,
+    )  # fmt: skip
+    checked = [one._asdict() for one in seen]
     bad = [item for item in checked if item["problem"]]
     if as_json:
         write_json({"run": found.name, "whole": not bad, "checked": checked})
         return 1 if bad else 0
-    units = {"sequence": "entries", "snapshot": "bytes", "stream": "events"}
     write_table(
         f"run {found.name}",
         ["what", "name", "size", "verdict"],
@@ -62,7 +44,7 @@ def command(run: str | None, directory: str | None, journal_dir: str | None, as_
             [
                 item["what"],
                 item["name"],
-                f"{item['size']} {units[item['what']]}",
+                f"{item['size']} {UNITS[item['what']]}",
                 item["problem"] or "whole",
             ]
             for item in checked

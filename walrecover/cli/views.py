@@ -33,7 +33,7 @@ def state_word(state: RunState) -> str:
         return "empty"
     if state.finished:
         return "finished"
-    if is_alive(newest.holder):
+    if state.driven_here(newest) and is_alive(newest.holder):
         return "running"
     records = state.of_attempt(newest.number, newest.nonce).values()
     if any(record.stopped for record in records):
@@ -138,6 +138,8 @@ def _unseen(
 ) -> ev.WorkerExited | None:
     """The end of an attempt that its supervisor did not live to note. An attempt that the workers
     of a supervisor began themselves ends with the one before it."""
+    if not state.driven_here(entry):
+        return None
     alive = is_alive(entry.holder)
     unknown = alive is None and entry == model.newest_attempt(state.entries)  # on another host
     if "supervisor" not in records or alive or unknown:

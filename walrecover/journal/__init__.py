@@ -11,9 +11,11 @@ Readers check every event (LSN, checksum, chain, count) and never hold a writer 
 damaged is examined by a child process before this one opens it.
 """
 
+from walrecover.journal.checks import check as check_envelopes
+from walrecover.journal.copying import build_stream, copy_stream
 from walrecover.journal.examine import Report, examine, examine_all
 from walrecover.journal.reader import Reader, Rewound
-from walrecover.journal.stream import START, Cursor, StreamId, find_streams
+from walrecover.journal.stream import START, Cursor, StreamId, find_streams, stream_at
 from walrecover.journal.writer import Journal
 
 __all__ = [
@@ -24,7 +26,11 @@ __all__ = [
     "Report",
     "Rewound",
     "StreamId",
+    "build_stream",
+    "check_envelopes",
+    "copy_stream",
     "examine",
     "examine_all",
     "find_streams",
+    "stream_at",
 ]

@@ -27,7 +27,7 @@ def create_folder(path: Path, items: list[tuple[bytes, bytes]], map_bytes: int) 
     temporary = path.parent / f".{path.name}.{os.urandom(8).hex()}"
     try:
         temporary.mkdir(mode=0o700)
-        environments.build(temporary, items, map_size=map_bytes)
+        environments.build(temporary, [items], map_size=map_bytes)
         sync_file(temporary / DATA)
         sync_file(temporary / LOCK)
         sync_directory(temporary)

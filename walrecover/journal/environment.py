@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 import stat
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -109,22 +109,22 @@ def open_for_writing(path: Path, *, map_size: int) -> Environment:
     return environment
 
 
-def build(path: Path, items: list[tuple[bytes, bytes]], *, map_size: int) -> None:
-    """Make an environment with these items in a new folder. Nothing is durable on return."""
-    with (
-        lmdb.open(
-            os.fspath(path),
-            map_size=map_size,
-            subdir=True,
-            sync=False,
-            metasync=False,
-            writemap=False,
-            mode=0o600,
-            lib_version=_ENGINE,
-        ) as handle,
-        handle.begin(write=True) as transaction,
-    ):
-        transaction.cursor().putmulti(items, append=True)
+def build(path: Path, groups: Iterable[list[tuple[bytes, bytes]]], *, map_size: int) -> None:
+    """Make an environment with these items in a new folder, one transaction for each group.
+    Nothing is durable on return."""
+    with lmdb.open(
+        os.fspath(path),
+        map_size=map_size,
+        subdir=True,
+        sync=False,
+        metasync=False,
+        writemap=False,
+        mode=0o600,
+        lib_version=_ENGINE,
+    ) as handle:
+        for items in groups:
+            with handle.begin(write=True) as transaction:
+                transaction.cursor().putmulti(items, append=True)
 
 
 def open_for_reading(path: Path) -> Environment:

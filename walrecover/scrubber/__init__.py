@@ -1,0 +1,1 @@
+"""The scrubber as a process: behind everybody else, one JSON line for each snapshot read."""
