@@ -48,13 +48,44 @@ def group() -> None:
 @_directories
 @_journal_dir
 @_read_model
-@click.option("--once", is_flag=True, help="Follow what is there, and end.")
+@click.option("--once", is_flag=True, help="Follow what is there, and end; no page.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Where the page is served.")
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65535),
+    default=8765,
+    show_default=True,
+    help="Its port; 0 for any.",
+)
+@click.option("--token-file", metavar="FILE", help="What readers of the page must know.")
+@click.option("--insecure", is_flag=True, help="Serve any address without a token.")
 def serve(
-    directories: tuple[str, ...], journal_dir: str | None, read_model: str | None, once: bool
+    directories: tuple[str, ...],
+    journal_dir: str | None,
+    read_model: str | None,
+    once: bool,
+    host: str,
+    port: int,
+    token_file: str | None,
+    insecure: bool,
 ) -> int:
     path, job = _job(directories, journal_dir, read_model, once=once)
-    with readmodel.locked(path):
-        return _keep(job)
+    if once:
+        with readmodel.locked(path):
+            return _keep(job)
+    from walrecover_daemon import guarding, serving  # half a second, and only here
+
+    token = guarding.read_token(token_file) if token_file else None
+    address = serving.Address(host, port, token, insecure)
+    serving.check(address)
+    with readmodel.locked(path), serving.bind(address) as bound:
+        if insecure and token is None:
+            _say("--insecure: everybody who reaches the page may read all of these runs")
+        sys.stdout.write(f"{serving.url_of(bound)}\n")
+        sys.stdout.flush()
+        site = serving.Serving(job, address, _say)
+        with _stopped_by_signals(site.stop):
+            return site.run(bound)
 
 
 @group.command("rebuild", help="Make the read model anew from the journals below DIR.")

@@ -11,7 +11,6 @@ import select
 import subprocess
 import sys
 import threading
-import time
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -36,21 +35,24 @@ class Heard:
 
     def __init__(self) -> None:
         self.progress = Progress(0, 0, 0)
-        self.at = 0.0
+        self.caught_up = False
         self.restarts = 0
 
 
 class Keeper:
-    """`told` gets what people should read, `changed` the ids of runs with new rows."""
+    """`told` gets what people should read, `changed` the ids of runs with new rows, `progress` how
+    far the follower is. All of them are called in the thread that runs it."""
 
     def __init__(
         self,
         job: Job,
         told: Callable[[str], None],
         changed: Callable[[frozenset[int]], None] = lambda runs: None,
+        progress: Callable[[Progress], None] = lambda progress: None,
         patience: float = PATIENCE_SECONDS,
     ) -> None:
-        self._job, self._told, self._changed, self._patience = job, told, changed, patience
+        self._job, self._told, self._patience = job, told, patience
+        self._changed, self._progress = changed, progress
         self._stopping = threading.Event()
         self._worker: subprocess.Popen[bytes] | None = None
         self._reading = ""
@@ -92,7 +94,7 @@ class Keeper:
         job = msgspec.structs.replace(self._job, owner=uuid.uuid4().hex, suspects=sorted(suspects))
         suspects.clear()
         self._reading, self._silent = "", False
-        self.heard.progress = Progress(0, 0, 0)
+        self.heard.progress, self.heard.caught_up = Progress(0, 0, 0), False
         worker = subprocess.Popen(
             [sys.executable, "-P", "-m", "walrecover_daemon.worker"],
             stdin=subprocess.PIPE,
@@ -137,12 +139,14 @@ class Keeper:
 
     def _hear(self, line: bytes) -> None:
         kind, text = line[:1], line[1:].decode(errors="surrogateescape")
-        self.heard.at = time.monotonic()
         if kind == b"R":
             self._reading = text
         elif kind == b"C":
             self._changed(frozenset(map(int, text.split(","))))
         elif kind == b"P":
             self.heard.progress = msgspec.json.decode(text, type=Progress)
+            self._progress(self.heard.progress)
+        elif kind == b"Y":
+            self.heard.caught_up = True
         elif kind == b"T":
             self._told(text)

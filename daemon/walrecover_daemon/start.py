@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from importlib.util import find_spec
 
-NEEDED = ("sqlite_utils",)
+NEEDED = ("prometheus_client", "sqlite_utils", "starlette", "uvicorn")
 
 
 def main() -> None:

@@ -3,7 +3,8 @@
     python -P -m walrecover_daemon.worker        a Job as JSON on its standard input
 
 What it says on its standard output, a line each: `R<path>` it is about to read this stream (`R`:
-none any more), `C<ids>` runs with new rows, `P<json>` how far it has come, `T<text>` for people.
+none any more), `C<ids>` runs with new rows, `P<json>` how far it has come, `Y` it
+has caught up with what was there, `T<text>` for people.
 Its standard input stays open for as long as its keeper lives.
 """
 
@@ -99,6 +100,8 @@ class Worker:
             self._catch_up(self._follower.recall())
             self._say_progress(0)
             pause = self._look_at_all()
+            self._say_progress(0)
+            say("Y", "")
             if not self._job.once:
                 self._serve(pause)
             self._guarded(self._follower.close)

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import sqlite3
 import subprocess
@@ -227,13 +226,19 @@ def others_of(pairs: Iterable[tuple[int, Any]]) -> list[tuple[int, dict[str, Any
 
 
 def daemon(*words: str | Path, **more: Any) -> subprocess.Popen[str]:
+    """A daemon, its page on any port: `address` reads which."""
     return subprocess.Popen(
-        [*DAEMON, *map(str, words)],
+        [*DAEMON, *map(str, words), "--port", "0"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         **more,
     )
+
+
+def address(process: subprocess.Popen[str]) -> str:
+    assert process.stdout is not None
+    return process.stdout.readline().strip()
 
 
 def run_daemon(*words: str | Path) -> tuple[int, str, str]:
@@ -249,6 +254,5 @@ def ended(process: subprocess.Popen[str], stop: Callable[[], object] | None = No
     return said
 
 
-def body(row: Mapping[str, Any]) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(row["body"])
-    return found
+def spec(name: str) -> str:
+    return (Path(__file__).parents[2] / "specs" / name).read_text()
