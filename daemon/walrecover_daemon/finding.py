@@ -11,10 +11,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from walrecover.entries import is_run_name
 from walrecover.errors import BadInput
 from walrecover.journal import StreamId, find_streams
 from walrecover.journal.environment import DATA
-from walrecover.rundir import DIRECTORY, RunDir, find_root, list_runs
+from walrecover.rundir import DIRECTORY, RunDir, find_root
 
 FRESH_SECONDS = 1.0
 """A file that was changed so shortly ago may change again without another time of change."""
@@ -42,6 +43,10 @@ def roots(given: tuple[str, ...]) -> list[Path]:
         root = find_root(text or None)
         if not (root / "runs").is_dir() and (root / DIRECTORY).is_dir():
             root = root / DIRECTORY
+        try:
+            str(root).encode()
+        except UnicodeEncodeError:
+            raise BadInput(f"{str(root)!r} is no UTF-8: rename it, or give a link to it") from None
         if not root.is_dir():
             raise BadInput(
                 f"{root} is not there: give a .walrecover directory, or the one that holds it"
@@ -71,7 +76,7 @@ class Finder:
 
     def __init__(self, places: list[Path], journal: Path | None) -> None:
         self.roots, self._journal = places, journal
-        self.unreadable: dict[str, str] = {}
+        self.unreadable: set[str] = set()
         self._sequences: dict[Place, str] = {}
         self._streams: dict[Place, dict[StreamId, str]] = {}
 
@@ -89,14 +94,17 @@ class Finder:
         self._streams.pop(place, None)
 
     def places(self) -> list[Place]:
-        """Every run that is there, the newest of each directory first."""
+        """Every run that is there, the newest of each directory first.
+
+        One that must not be looked into is among them: the follower says so in its row.
+        """
         found = []
         for root in self.roots:
             try:
-                found += [Place(str(root), name) for name in list_runs(root)]
-                self.unreadable.pop(str(root), None)
-            except OSError as error:
-                self.unreadable[str(root)] = f"{root}: {error.strerror}"
+                found += [Place(str(root), name) for name in _runs_below(root)]
+                self.unreadable.discard(str(root))
+            except OSError:
+                self.unreadable.add(str(root))
         return found
 
     def changed(self, places: list[Place]) -> Iterator[Stirred]:
@@ -130,6 +138,25 @@ def names_of(stream: StreamId) -> tuple[str, str]:
     """Attempt and writer as folders name them."""
     attempt, _, writer = str(stream).partition("/")
     return attempt, writer
+
+
+def _runs_below(root: Path) -> list[str]:
+    found = []
+    try:
+        with os.scandir(root / "runs") as entries:
+            for entry in entries:
+                if is_run_name(entry.name) and _may_be_run(Path(entry.path)):
+                    found.append((entry.stat().st_mtime, entry.name))
+    except FileNotFoundError:
+        return []
+    return [name for _, name in sorted(found, reverse=True)]
+
+
+def _may_be_run(path: Path) -> bool:
+    try:
+        return (path / "sequence").is_dir()
+    except OSError:
+        return True
 
 
 def _streams_of(run: RunDir) -> list[tuple[StreamId, Path]]:

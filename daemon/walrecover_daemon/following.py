@@ -69,7 +69,7 @@ class Follower:
     def gone(self, places: Iterable[Place]) -> list[Stirred]:
         """Runs that the read model knows, and that are not among these any more."""
         there = set(places)
-        roots = {str(root) for root in self._finder.roots} - self._finder.unreadable.keys()
+        roots = {str(root) for root in self._finder.roots} - self._finder.unreadable
         return [
             Stirred(place, frozenset())
             for place in self._ids

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import shutil
 import signal
@@ -9,8 +10,10 @@ import sqlite3
 import struct
 import subprocess
 import sys
+import tempfile
+import traceback
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
@@ -381,6 +384,47 @@ def test_runs_and_streams_that_vanish_are_said_to_be_gone(root: Path, path: Path
     trained(root, "gone", 3)  # another run, of the same name
     run_daemon("serve", "--once", root)
     readmodels.agrees(path, gone)
+
+
+def test_a_run_without_permission_is_said_and_the_rest_goes_on() -> None:
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        root, path = folder / ".walrecover", folder / "read-model.db"
+        good, closed = trained(root, "good"), trained(root, "closed")
+        for each in (folder, *folder.rglob("*")):
+            os.chmod(each, 0o777)
+        closed.path.chmod(0)
+        try:
+            assert as_somebody_else(lambda: readmodels.follow_once(root, path)) == 0
+        finally:
+            closed.path.chmod(0o700)
+        assert states(path) == {"closed": "damaged", "good": "ended"}
+        (row,) = rows(path, "SELECT problem FROM runs WHERE name='closed'")
+        assert "Permission denied" in row["problem"]
+        readmodels.agrees(path, good)
+        follow = run_daemon("serve", "--once", root, "--read-model", path)
+        assert follow[0] == 0, follow
+        readmodels.agrees(path, closed)
+
+
+def as_somebody_else(work: Callable[[], object]) -> int:
+    """In a child without root's rights; its exit status."""
+    importlib.import_module("sqlite_utils")  # Python itself may be closed to that one
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            if os.geteuid() == 0:
+                os.setgroups([])
+                os.setgid(65534)
+                os.setuid(65534)
+            work()
+            status = 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(status)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
 def test_another_run_under_the_same_name_takes_its_place(root: Path, path: Path) -> None:
