@@ -29,6 +29,7 @@ from walrecover import codec
 from walrecover import entries as model
 from walrecover import events as ev
 from walrecover.journal import Journal, find_streams
+from walrecover.journal.stream import key_of
 from walrecover.processes import identity, started_at
 from walrecover.rundir import RunDir
 from walrecover_daemon.waking import MOST_RUNS
@@ -290,6 +291,7 @@ def test_a_directory_that_is_none_is_bad_input(tmp_path: Path) -> None:
 # --- journals -------------------------------------------------------------------------------------
 
 
+PAGE = 4096
 LAST = 7
 """LSN of the last event of a stream of `trained`."""
 
@@ -340,6 +342,33 @@ def test_a_journal_that_kills_its_reader_is_read_apart(root: Path, path: Path) -
     ((kind, _),) = problems(path).values()
     assert kind == "Torn"
     readmodels.agrees(path, other)
+
+
+def test_a_page_that_kills_its_reader_is_read_up_to_it(root: Path, path: Path) -> None:
+    """A page's pointer leads behind the end of the file: no meta page shows it, and following it is
+    a SIGBUS."""
+    run, other = trained(root, "bad"), trained(root, "good")
+    (_, stream), _ = find_streams(run.journal)
+    data = bytearray((stream / "data.mdb").read_bytes())
+    node = struct.pack("<H", 8) + key_of(LAST - 2) + codec.MAGIC  # length of the key, key, value
+    place = -1
+    while (place := data.find(node, place + 1)) >= 0:
+        page = place // PAGE * PAGE
+        pointer = struct.pack("<H", place - 6 - page)
+        struct.pack_into("<H", data, data.index(pointer, page + 16), 0xFFF0)
+    (stream / "data.mdb").write_bytes(data)
+    code, _, said = run_daemon("serve", "--once", root)
+    assert code == 0, said
+    assert said.count(f"reading {stream} ended the follower") == 1
+    ((kind, problem),) = problems(path).values()
+    assert kind == "Corrupt"
+    assert "ends the process that does it by SIG" in problem
+    (row,) = rows(path, "SELECT lsn FROM streams WHERE kind != ''")
+    assert row["lsn"] == LAST - 3
+    readmodels.agrees(path, other)
+    before = readmodels.dump(path)
+    run_daemon("serve", "--once", root)
+    assert readmodels.dump(path) == before
 
 
 def test_a_stream_of_a_newer_format_is_said_in_its_row(root: Path, path: Path) -> None:
@@ -429,6 +458,8 @@ def as_somebody_else(work: Callable[[], object]) -> int:
 
 def test_another_run_under_the_same_name_takes_its_place(root: Path, path: Path) -> None:
     run = trained(root)
+    run_daemon("serve", "--once", root)
+    shutil.rmtree(run.journal)  # seen in the middle of being deleted
     run_daemon("serve", "--once", root)
     shutil.rmtree(run.path)
     trained(root, steps=3)
