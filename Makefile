@@ -21,7 +21,7 @@ COVERAGE_TESTS = $(wildcard tests/unit tests/contract tests/property)
 NOT_IN_TEST    = --ignore=tests/system --ignore=tests/crash_states --ignore=tests/bench
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-system coverage bench lint format types wheel-test tools clean distclean
+.PHONY: help venv demo test test-system coverage page bench lint format types wheel-test tools clean distclean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z%-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -41,21 +41,21 @@ demo: $(DONE) ## crash a small GPT five times and compare the bits
 test: $(DONE) ## the tests that need no more than Python
 	$(PY) -m pytest tests $(SPREAD) $(NOT_IN_TEST) $(PYTEST_ARGS)
 
-test-system: $(DONE) tools ## the tests that need root, strace or Java
+test-system: $(DONE) tools ## the tests that need root, strace, Java or a browser
 ifeq ($(SYSTEM_TESTS),)
 	@echo "test-system: neither tests/system nor tests/crash_states is there yet"
 else
 	$(PY) -m pytest $(SYSTEM_TESTS) $(SPREAD) $(PYTEST_ARGS)
 endif
 
-# strace and Java, where they are missing and may be installed; elsewhere the tests say what they lack.
+# strace, Java and a browser, where they are missing and may be installed; elsewhere the tests say what they lack.
 tools:
-	@command -v strace >/dev/null && command -v java >/dev/null && exit 0; \
+	@command -v strace >/dev/null && command -v java >/dev/null && command -v chromedriver >/dev/null && exit 0; \
 	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 		export DEBIAN_FRONTEND=noninteractive; \
-		apt-get update -qq && apt-get install -y -qq --no-install-recommends strace default-jre-headless; \
+		apt-get update -qq && apt-get install -y -qq --no-install-recommends strace default-jre-headless chromium chromium-driver; \
 	else \
-		echo "strace or java is missing: install strace and default-jre-headless" >&2; \
+		echo "strace, java or chromedriver is missing: install strace, default-jre-headless, chromium and chromium-driver" >&2; \
 	fi
 
 coverage: $(DONE) ## branches of journal, snapshot and recovery that the fast tests reach
@@ -64,6 +64,9 @@ ifeq ($(COVERAGE_TESTS),)
 else
 	$(PY) -m pytest $(COVERAGE_TESTS) $(SPREAD) -q --cov --cov-report=term-missing:skip-covered $(PYTEST_ARGS)
 endif
+
+page: $(DONE) ## the status page of the directories in ARGS: of a rehearsal with --keep DIR, DIR/killed
+	$(BIN)/walrecover-daemon serve $(ARGS)
 
 bench: $(DONE) ## the benchmark table
 	$(PY) -m tests.bench $(BENCH_ARGS)

@@ -15,6 +15,9 @@ def main() -> None:
     for package in ("walrecover", "walrecover_daemon"):
         assert "site-packages" in str(import_module(package).__file__), f"{package}: not the wheel"
         assert files(package).joinpath("py.typed").is_file(), f"{package}: py.typed is missing"
+    for name in ("page.js", "page.css", "htmx.min.js", "htmx.LICENSE", "uplot.LICENSE"):
+        place = files("walrecover_daemon").joinpath("static", name)
+        assert place.is_file(), f"walrecover_daemon: static/{name} is missing"
     assert walrecover.__version__ == metadata.version("walrecover"), "__version__ and the wheel"
     assert importlib.util.find_spec("torch") is None, "the base install must not bring torch"
     for module in FAST:

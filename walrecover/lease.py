@@ -64,18 +64,18 @@ def is_held(folder: Path, length: float | None = None) -> bool:
 
     Returns as soon as it has moved; a counter that stands still is watched for the whole length.
     """
-    path = folder / _NAME
-    before = _read(path)
+    before = counter(folder)
     deadline = time.monotonic() + (LENGTH_SECONDS if length is None else length)
     while time.monotonic() < deadline:
         time.sleep(min(_LOOK_SECONDS, max(0.0, deadline - time.monotonic())))
-        if _read(path) != before:
+        if counter(folder) != before:
             return True
     return False
 
 
-def _read(path: Path) -> bytes:
+def counter(folder: Path) -> bytes:
+    """What the holder last wrote; nothing where there is no lease."""
     try:
-        return path.read_bytes()
+        return (folder / _NAME).read_bytes()
     except OSError:
         return b""

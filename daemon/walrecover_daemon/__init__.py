@@ -1,9 +1,7 @@
-"""The daemon: follows the journals of runs and shows what they say.
+"""The daemon: follows the journals of runs and keeps what they say where people can ask for it.
 
-It will own the follower (a cursor of stream, LSN and chain digest for each stream), the
-projections folded from events, the status page, the scrubbing of snapshots and the archive. All
-of these come with the daemon's own milestone; today the package is empty.
-
-It reads runs and must not change one: it appends no event, commits nothing, and whatever it
-keeps can be rebuilt from the journals. It may import `walrecover`; `walrecover` never imports it.
+A keeper (the process that was started) and a follower (its child, the only one that reads journals
+and writes the read model): specs/19-daemon.md. It reads runs and must not change one: it appends
+no event, commits nothing, and whatever it keeps can be rebuilt from the journals. It may import
+`walrecover`; `walrecover` never imports it.
 """

@@ -24,6 +24,7 @@ BENCHMARKS = (
     "data",
     "audit",
     "ledger",
+    "daemon",
 )
 
 

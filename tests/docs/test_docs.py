@@ -10,6 +10,7 @@ import os
 import pkgutil
 import re
 import shlex
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -18,7 +19,9 @@ from pathlib import Path
 import click
 import pytest
 
-from walrecover import cli, errors, events, failpoints
+from walrecover import cli, errors, events, failpoints, goodput
+from walrecover_daemon import cli as daemon
+from walrecover_daemon import schema
 
 ROOT = Path(__file__).parents[2]
 SPECS = sorted((ROOT / "specs").rglob("*.md"))
@@ -50,7 +53,7 @@ def label(page: Path) -> str:
 HOLE = "…"
 TROUBLESHOOTING = ROOT / "specs" / "troubleshooting.md"
 
-SPEAKERS = {"storage", "say", "_say", "abandon", "warning", "error"}
+SPEAKERS = {"storage", "say", "_say", "abandon", "warning", "error", "_told", "_trouble"}
 """Functions whose text people read, beside the errors."""
 
 REASONS = {
@@ -63,6 +66,7 @@ REASONS = {
     "_taken_over",
     "_import_ahead",
     "script_of",
+    "cause_of",
 }
 """Functions that return, or collect, parts of messages."""
 
@@ -86,7 +90,8 @@ def error_names() -> set[str]:
 
 @functools.cache
 def sources() -> list[tuple[Path, ast.Module]]:
-    paths = sorted((ROOT / "walrecover").rglob("*.py"))
+    folders = ROOT / "walrecover", ROOT / "daemon" / "walrecover_daemon"
+    paths = [path for folder in folders for path in sorted(folder.rglob("*.py"))]
     return [(path, ast.parse(path.read_text())) for path in paths]
 
 
@@ -233,6 +238,27 @@ def test_every_command_and_option_is_in_the_readme(name: str) -> None:
     assert name in words
     long = {option for option in options(commands()[name]) if option.startswith("--")} - {"--help"}
     assert long <= words, f"not in README.md: {sorted(long - words)}"
+
+
+def test_every_option_of_the_daemon_is_in_the_readme() -> None:
+    words = set(re.findall(r"[\w-]+", text_of(ROOT / "README.md")))
+    for command in daemon.group.commands.values():
+        long = {option for option in options(command) if option.startswith("--")} - {"--help"}
+        assert {command.name, *long} <= words, f"{command.name}: {sorted(long - words)}"
+
+
+def test_every_table_and_column_of_the_read_model_is_in_the_daemons_spec() -> None:
+    conn = sqlite3.connect(":memory:", isolation_level=None)
+    for migrate in schema.MIGRATIONS:
+        migrate(conn)
+    page = text_of(ROOT / "specs" / "19-daemon.md")
+    tables = [row[0] for row in conn.execute("SELECT name FROM sqlite_master WHERE type='table'")]
+    for table in set(tables) - {"owner"}:
+        (row,) = re.findall(rf"^\| `{table}` \|.*", page, re.MULTILINE)
+        words = set(re.findall(r"\w+", row)) | set(goodput.KINDS)
+        columns = {column[1] for column in conn.execute(f"PRAGMA table_info({table})")}
+        assert columns <= words, f"{table}: {sorted(columns - words)}"
+    conn.close()
 
 
 def test_every_environment_variable_is_in_the_readme() -> None:

@@ -32,6 +32,7 @@ COMMANDS = {
     "policy": "What follows a failure: the policy in force.",
     "doctor": "What is wrong with a place to train in, and what to do.",
     "rehearse": "Crash your own script and compare the bits.",
+    "daemon": "Follow the journals of runs into a read model, and show it.",
     "diff": "What differs between two states: snapshots, files, the model in a script.",
 }
 

@@ -5,7 +5,7 @@ Owns the reading of a `RunState` for people; prints nothing.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import msgspec
@@ -14,7 +14,7 @@ from walrecover import entries as model
 from walrecover import events as ev
 from walrecover import skips as skipping
 from walrecover.causes import unseen
-from walrecover.entries import AttemptEntry
+from walrecover.entries import AttemptEntry, Holder
 from walrecover.goodput import Goodput
 from walrecover.processes import identity, is_alive
 from walrecover.state import RunState, StreamRecord
@@ -26,14 +26,18 @@ KEEPERS = ("adopter", "settler")
 """Who looks after a script's own files: the writers of these streams."""
 
 
-def state_word(state: RunState) -> str:
+Alive = Callable[[Holder], "bool | None"]
+"""Whether a holder lives; None where that cannot be told."""
+
+
+def state_word(state: RunState, alive: Alive = is_alive) -> str:
     """finished, running, stopped, or ended (somebody must run it again)."""
     newest = model.newest_attempt(state.entries)
     if newest is None:
         return "empty"
     if state.finished:
         return "finished"
-    if state.driven_here(newest) and is_alive(newest.holder):
+    if state.driven_here(newest) and alive(newest.holder):
         return "running"
     records = state.of_attempt(newest.number, newest.nonce).values()
     if any(record.stopped for record in records):
@@ -59,27 +63,39 @@ def run_row(name: str, state: RunState) -> dict[str, Any]:
     }
 
 
-def flow(state: RunState, spent: Goodput | None = None) -> list[dict[str, Any]]:
+def flow(
+    state: RunState,
+    spent: Goodput | None = None,
+    *,
+    alive: Alive = is_alive,
+    here: Holder | None = None,
+) -> list[dict[str, Any]]:
     """The recovery flow: for each attempt what it resumed, how it ended, and what was decided, and
-    where its time went (`spent`, up to the next one's beginning) if that is given.
+    where its time went (`spent`, up to the next one's beginning) if that is given. `here`: who
+    looks, by default this process.
 
     `stages` in seconds: planned (recovery), restored (start to every object restored), first step
     (restored to the next completed step is not known here: the log has it).
     """
     seconds: dict[str, Any] = dict(spent.attempts) if spent else {}
+    who = here or identity()
     return [
-        _attempt(state, entry) | {"spent": seconds.get(entry.label)}
+        _attempt(state, entry, alive, who) | {"spent": seconds.get(entry.label)}
         for entry in model.attempts(state.entries)
     ]
 
 
-def _attempt(state: RunState, entry: AttemptEntry) -> dict[str, Any]:
+def _attempt(state: RunState, entry: AttemptEntry, alive: Alive, here: Holder) -> dict[str, Any]:
     records = state.of_attempt(entry.number, entry.nonce)
     supervisor = records.get("supervisor", StreamRecord())
     ranks = [record for writer, record in sorted(records.items()) if writer.startswith("rank-")]
     base = entry.plan.base
     steps = [span for record in ranks for span in record.steps]
-    exited = supervisor.exited[-1] if supervisor.exited else _unseen(state, entry, records)
+    exited = (
+        supervisor.exited[-1]
+        if supervisor.exited
+        else _unseen(state, entry, records, alive(entry.holder), here)
+    )
     decided = supervisor.decided[-1] if supervisor.decided else None
     resumed = next((record.resumed for record in ranks if record.resumed), None)
     world = next((record.begun.world for record in ranks if record.begun), None)
@@ -134,17 +150,20 @@ def _files(records: list[StreamRecord]) -> dict[str, list[dict[str, Any]]]:
 
 
 def _unseen(
-    state: RunState, entry: AttemptEntry, records: dict[str, StreamRecord]
+    state: RunState,
+    entry: AttemptEntry,
+    records: dict[str, StreamRecord],
+    alive: bool | None,
+    here: Holder,
 ) -> ev.WorkerExited | None:
     """The end of an attempt that its supervisor did not live to note. An attempt that the workers
     of a supervisor began themselves ends with the one before it."""
     if not state.driven_here(entry):
         return None
-    alive = is_alive(entry.holder)
     unknown = alive is None and entry == model.newest_attempt(state.entries)  # on another host
     if "supervisor" not in records or alive or unknown:
         return None
-    verdict = unseen(entry.holder, identity())
+    verdict = unseen(entry.holder, here)
     return ev.WorkerExited(
         pid=0, cause=verdict.cause, evidence=verdict.sentence, fingerprint=verdict.fingerprint
     )

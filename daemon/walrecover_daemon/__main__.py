@@ -1,0 +1,5 @@
+"""`python -m walrecover_daemon`."""
+
+from walrecover_daemon.start import main
+
+main()

@@ -1,0 +1,169 @@
+"""The command line of the daemon.
+
+Data goes to stdout, everything else to stderr. Exit codes: 0; 1 the read model cannot be kept;
+2 bad input.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+import msgspec
+
+from walrecover import __version__
+from walrecover.errors import WalrecoverError
+from walrecover_daemon import finding, readmodel
+from walrecover_daemon.keeper import Keeper
+from walrecover_daemon.worker import Job
+
+_directories = click.argument("directories", metavar="[DIR]...", nargs=-1)
+_journal_dir = click.option(
+    "--journal-dir",
+    metavar="DIR",
+    envvar="WALRECOVER_JOURNAL_DIR",
+    help="Where journals lie, if not in the run directory: node-local storage.",
+)
+_read_model = click.option(
+    "--read-model",
+    metavar="FILE",
+    help="Where the read model lies [default: daemon/read-model.db in the first DIR].",
+)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="walrecover-daemon")
+def group() -> None:
+    """Follow the journals of training runs. DIR is a .walrecover directory, or one that holds it
+    [default: WALRECOVER_DIR, else ./.walrecover]."""
+
+
+@group.command("serve", help="Follow the runs below DIR, until stopped.")
+@_directories
+@_journal_dir
+@_read_model
+@click.option("--once", is_flag=True, help="Follow what is there, and end; no page.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Where the page is served.")
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65535),
+    default=8765,
+    show_default=True,
+    help="Its port; 0 for any.",
+)
+@click.option("--token-file", metavar="FILE", help="What readers of the page must know.")
+@click.option("--insecure", is_flag=True, help="Serve any address without a token.")
+def serve(
+    directories: tuple[str, ...],
+    journal_dir: str | None,
+    read_model: str | None,
+    once: bool,
+    host: str,
+    port: int,
+    token_file: str | None,
+    insecure: bool,
+) -> int:
+    path, job = _job(directories, journal_dir, read_model, once=once)
+    if once:
+        with readmodel.locked(path):
+            return _keep(job)
+    from walrecover_daemon import guarding, serving  # half a second, and only here
+
+    token = guarding.read_token(token_file) if token_file else None
+    address = serving.Address(host, port, token, insecure)
+    serving.check(address)
+    with readmodel.locked(path), serving.bind(address) as bound:
+        if insecure and token is None:
+            _say("--insecure: everybody who reaches the page may read all of these runs")
+        sys.stdout.write(f"{serving.url_of(bound)}\n")
+        sys.stdout.flush()
+        site = serving.Serving(job, address, _say)
+        with _stopped_by_signals(site.stop):
+            return site.run(bound)
+
+
+@group.command("rebuild", help="Make the read model anew from the journals below DIR.")
+@_directories
+@_journal_dir
+@_read_model
+def rebuild(directories: tuple[str, ...], journal_dir: str | None, read_model: str | None) -> int:
+    path, job = _job(directories, journal_dir, read_model, once=True)
+    with readmodel.locked(path):
+        readmodel.check_is_ours(path)
+        readmodel.remove(path)
+        return _keep(job)
+
+
+def _job(
+    directories: tuple[str, ...], journal_dir: str | None, read_model: str | None, *, once: bool
+) -> tuple[Path, Job]:
+    roots = finding.roots(directories)
+    path = Path(read_model).absolute() if read_model else roots[0] / "daemon" / "read-model.db"
+    journal = str(Path(journal_dir).absolute()) if journal_dir else None
+    return path, Job(str(path), "", [str(root) for root in roots], journal, once=once)
+
+
+def _keep(job: Job) -> int:
+    keeper = Keeper(job, _say)
+    with _stopped_by_signals(keeper.stop):
+        code = keeper.run()
+    if code == 0 and job.once:
+        found = keeper.heard.progress
+        sys.stdout.write(msgspec.json.encode({"runs": found.runs, "events": found.events}).decode())
+        sys.stdout.write("\n")
+    return code
+
+
+@contextmanager
+def _stopped_by_signals(stop: Callable[[], None]) -> Iterator[None]:
+    """SIGTERM and SIGINT end the follower in order: not in the handler, which may have
+    interrupted anything."""
+    asked = threading.Event()
+
+    def hear(*_: object) -> None:
+        asked.set()
+
+    def await_it() -> None:
+        asked.wait()
+        stop()
+
+    before = {number: signal.signal(number, hear) for number in (signal.SIGTERM, signal.SIGINT)}
+    threading.Thread(target=await_it, daemon=True).start()
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _say(text: str) -> None:
+    print(f"walrecover-daemon: {text}", file=sys.stderr, flush=True)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """The entry point of the `walrecover-daemon` command."""
+    code: Any
+    try:
+        code = group.main(
+            sys.argv[1:] if argv is None else argv,
+            prog_name="walrecover-daemon",
+            standalone_mode=False,
+        )
+    except click.exceptions.Abort:
+        code = 130
+    except click.ClickException as error:
+        error.show()
+        code = error.exit_code
+    except WalrecoverError as error:
+        _say(str(error))
+        code = error.exit_code
+    except OSError as error:
+        _say(f"{error.strerror or error}: {error.filename}" if error.filename else str(error))
+        code = 1
+    sys.exit(code if isinstance(code, int) else 0)
