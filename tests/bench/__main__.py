@@ -23,6 +23,7 @@ BENCHMARKS = (
     "data",
     "audit",
     "ledger",
+    "scrub",
 )
 
 
