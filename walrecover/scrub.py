@@ -16,6 +16,8 @@ CYCLE_SECONDS = 86400.0
 LOOK_SECONDS = 60.0
 """How long it waits at most before it looks for new snapshots."""
 
+_LEAST_SECONDS = 0.01  # less than a clock can tell would be no wait at all
+
 
 class Item(NamedTuple):
     """A committed snapshot of a run. `committed`: Unix time. `newest`: the first that recovery
@@ -56,7 +58,7 @@ def next_turn(
         return Turn(None, LOOK_SECONDS)
     item = max(items, key=lambda one: _age(readings[one.key], now))
     left = cycle - _age(readings[item.key], now)
-    return Turn(item) if left <= 0 else Turn(None, min(left, LOOK_SECONDS))
+    return Turn(item) if left <= 0 else Turn(None, min(max(left, _LEAST_SECONDS), LOOK_SECONDS))
 
 
 def _age(reading: Reading, now: float) -> float:

@@ -24,7 +24,6 @@ from walrecover.rundir import RunDir, list_runs
 from walrecover.scrub import Item, Reading
 from walrecover.sequence import Sequence
 
-THREADS = 2
 _MEMORY = "scrubbed.json"
 
 
@@ -58,7 +57,8 @@ class Scrubber:
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._root, self._told, self._cycle, self._clock = root, told, cycle, clock
-        self._readings = _load(root)
+        memory = _load(root)
+        self._readings, self._deadly = memory.readings, memory.begun
         self._items: list[Item] = []
         self._next_look = 0.0
 
@@ -69,7 +69,8 @@ class Scrubber:
         item, wait = scrub.next_turn(self._items, self._readings, self._clock(), self._cycle)
         if item is None:
             return wait
-        done = read(self._run(item.run), item)
+        self._store(begun=item.key)
+        done = read(self._run(item.run), item, mapped=item.key != self._deadly)
         if done is None:
             self._items.remove(item)
             return 0.0
@@ -92,11 +93,12 @@ class Scrubber:
     def _run(self, name: str) -> RunDir:
         return RunDir(self._root, name)
 
-    def _store(self) -> None:
+    def _store(self, begun: str = "") -> None:
         live = {item.key for item in self._items}
         self._readings = {key: one for key, one in self._readings.items() if key in live}
         with contextlib.suppress(OSError):  # a cache: without it all is read again
-            replace_file(self._root / _MEMORY, msgspec.json.encode(self._readings) + b"\n")
+            data = msgspec.json.encode(_Memory(self._readings, begun)) + b"\n"
+            replace_file(self._root / _MEMORY, data)
 
 
 def items_of(run: RunDir) -> list[Item]:
@@ -114,13 +116,14 @@ def items_of(run: RunDir) -> list[Item]:
     ]
 
 
-def read(run: RunDir, item: Item) -> Scrubbed | None:
-    """Read a snapshot back from the disk. None where it was retired meanwhile."""
+def read(run: RunDir, item: Item, *, mapped: bool = True) -> Scrubbed | None:
+    """Read a snapshot back from the disk. None where it was retired meanwhile. `mapped`: as for
+    `snapshot.verify`."""
     began, size, problem, damaged = time.monotonic(), 0, "", False
     try:
         listed = snapshot.load_manifest(run, item.ref).files()
         _forget(run, listed)
-        size = snapshot.verify(run, item.ref, threads=THREADS).bytes()
+        size = snapshot.verify(run, item.ref, mapped=mapped).bytes()
         _forget(run, listed)
     except Corrupt as error:
         problem, damaged = str(error), True
@@ -166,8 +169,16 @@ def _forget(run: RunDir, listed: Iterable[str]) -> None:
                 os.close(fd)
 
 
-def _load(root: Path) -> dict[str, Reading]:
+class _Memory(msgspec.Struct, omit_defaults=True):
+    """`scrubbed.json`. `begun`: what was being read. What a scrubber died over (a page that cannot
+    be read is a SIGBUS where it is mapped) the next one reads in another way."""
+
+    readings: dict[str, Reading]
+    begun: str = ""
+
+
+def _load(root: Path) -> _Memory:
     try:
-        return msgspec.json.decode((root / _MEMORY).read_bytes(), type=dict[str, Reading])
+        return msgspec.json.decode((root / _MEMORY).read_bytes(), type=_Memory)
     except (OSError, msgspec.MsgspecError):
-        return {}
+        return _Memory({})

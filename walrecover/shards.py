@@ -8,6 +8,8 @@ one digest: the header's, or that of the tensor it belongs to.
 from __future__ import annotations
 
 import ctypes
+import functools
+import mmap
 import os
 import threading
 from collections.abc import Callable, Iterable, Mapping
@@ -250,22 +252,24 @@ class Shard:
         name: str,
         tensor: TensorAt,
         into: bytearray | memoryview | None,
-        threads: int = 1,
+        *,
+        mapped: bool = False,
     ) -> None:
-        """Read one tensor's bytes, into a buffer of its size or only past the check."""
+        """Read one tensor's bytes, into a buffer of its size or only past the check. `mapped`: past
+        the check without a copy of them; what cannot be read ends the process then (SIGBUS)."""
         if tensor.key not in self._spans:
             raise Corrupt(f"{self.relative}: no tensor {tensor.key}")
         begin, end = self._spans[tensor.key]
-        hasher = blake3(max_threads=threads)
-        scratch = None if into is not None else bytearray(min(CHUNK_BYTES, end - begin))
-        place = 0
+        hasher = blake3()
+        place = end - begin if mapped and into is None else 0
+        if place:
+            hasher.update(self._map[self._start + begin : self._start + end])
         while begin + place < end:
             want = min(CHUNK_BYTES, end - begin - place)
             if into is not None:
                 view = memoryview(into)[place : place + want]
             else:
-                assert scratch is not None
-                view = memoryview(scratch)[:want]
+                view = self._scratch[:want]
             got = os.preadv(self._fd, [view], self._start + begin + place)
             if got == 0:
                 raise Corrupt(f"{self.relative}: {name} is cut short")
@@ -275,6 +279,17 @@ class Shard:
             raise Corrupt(
                 f"{self.relative}: the bytes of {name} are not the ones that were written"
             )
+
+    @functools.cached_property
+    def _map(self) -> memoryview:
+        mapped = mmap.mmap(self._fd, 0, access=mmap.ACCESS_READ)
+        mapped.madvise(mmap.MADV_SEQUENTIAL)
+        return memoryview(mapped)
+
+    @functools.cached_property
+    def _scratch(self) -> memoryview:
+        """One for all tensors: fresh pages cost more than the hashing."""
+        return memoryview(bytearray(CHUNK_BYTES))
 
     def size_of(self, tensor: TensorAt) -> int:
         if tensor.key not in self._spans:
@@ -319,10 +334,11 @@ def verify_files(
     snapshots: Path,
     files: Mapping[str, FileAt],
     tensors: Iterable[tuple[str, TensorAt]],
-    threads: int = 1,
+    *,
+    mapped: bool = False,
 ) -> None:
-    """Read everything and compare every digest, hashing with so many threads. Raises as `Shard`, at
-    the first difference."""
+    """Read everything and compare every digest. Raises as `Shard`, at the first difference.
+    `mapped`: as for `Shard.read`."""
     by_file: dict[str, dict[tuple[str, str], tuple[str, TensorAt]]] = {}
     for name, tensor in tensors:
         by_file.setdefault(tensor.file, {})[tensor.key, tensor.digest] = (name, tensor)
@@ -332,4 +348,4 @@ def verify_files(
             continue
         with Shard(snapshots, relative, at) as shard:
             for name, tensor in by_file.get(relative, {}).values():
-                shard.read(name, tensor, None, threads)
+                shard.read(name, tensor, None, mapped=mapped)

@@ -25,6 +25,7 @@ BENCHMARKS = (
     "audit",
     "ledger",
     "daemon",
+    "scrub",
 )
 
 

@@ -138,7 +138,7 @@ def test_what_is_exported_beside_a_training_is_always_a_whole_run(
             launch.save()
     pid = forks.start(
         "tests.support.worker:train", root=str(root), notes=str(tmp_path / "notes"),
-        attempts=6, snapshots=12,
+        attempts=4, snapshots=12,
     )  # fmt: skip
     steps = []
     while (root / "runs" / "a-run" / "attempts").is_dir() and not _has_ended(pid):

@@ -84,7 +84,7 @@ def test_p8_with_any_bit_flipped_it_is_refused_or_the_same(made: Made, data: st.
     made.require_same(run)
 
 
-@settings(max_examples=max(50, settings().max_examples // 5))  # each reads a whole run back
+@settings(max_examples=max(20, settings().max_examples // 10))  # each reads a whole run back
 @given(data=st.data())
 def test_p8_a_tar_with_any_byte_changed_is_refused_or_the_same(
     made: Made, data: st.DataObject

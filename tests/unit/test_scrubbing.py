@@ -91,7 +91,7 @@ def test_new_snapshots_are_read_and_retired_ones_forgotten(run: RunDir) -> None:
             launch.train()
             launch.keep(launch.save())
     assert {one.step for one in Scrubs(run).cycle()} == {ref.step for ref in candidates(run)} - {6}
-    kept = json.loads((run.root / "scrubbed.json").read_text())
+    kept = json.loads((run.root / "scrubbed.json").read_text())["readings"]
     assert {key.partition("/")[2] for key in kept} == {ref.manifest for ref in candidates(run)}
 
 
@@ -144,6 +144,26 @@ def test_nobody_references_what_has_rotted(run: RunDir) -> None:
     Scrubs(run).cycle()
     word = snapshot.distrusted(run, newest.attempt, newest.nonce, newest.name)
     assert word.exists()
+
+
+def test_what_a_scrubber_died_over_is_read_in_another_way(
+    run: RunDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A page that cannot be read, where it is mapped, is a SIGBUS: the note before it stays."""
+    ways: dict[int, list[bool]] = {}
+    verify = snapshot.verify
+
+    def dies(run: RunDir, ref: SnapshotRef, *, mapped: bool = False) -> object:
+        ways.setdefault(ref.step, []).append(mapped)
+        if ref.step == 6 and mapped:
+            raise SystemExit("SIGBUS")
+        return verify(run, ref, mapped=mapped)
+
+    monkeypatch.setattr(snapshot, "verify", dies)
+    with pytest.raises(SystemExit):
+        Scrubs(run).cycle()
+    assert {one.step for one in Scrubs(run).cycle()} == {6, 4, 2}
+    assert ways == {6: [True, False], 4: [True], 2: [True]}
 
 
 def test_a_run_that_cannot_be_read_holds_nothing_up(run: RunDir) -> None:

@@ -29,7 +29,6 @@ def main() -> int:
     except BadInput as error:
         print(f"walrecover: {error}", file=sys.stderr)
         return error.exit_code
-    # Before anything is hashed: threads take the place of who begins them.
     with contextlib.suppress(OSError):
         os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
     scrubber = Scrubber(given.directory.absolute(), _say, cycle=cycle)
