@@ -13,6 +13,7 @@ import sys
 import threading
 import uuid
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
@@ -63,8 +64,8 @@ class Keeper:
         """From any thread: the follower finishes its transaction, and ends."""
         self._stopping.set()
         worker = self._worker
-        if worker is not None and worker.stdin is not None:
-            worker.stdin.close()
+        if worker is not None:
+            _close_input(worker)
 
     def run(self) -> int:
         """Until stopped, or with `once` until all is followed. Returns an exit code."""
@@ -102,13 +103,11 @@ class Keeper:
         )
         self._worker = worker
         assert worker.stdin is not None and worker.stdout is not None
-        try:
+        with suppress(OSError, ValueError):  # it has died already, or we are being stopped
             worker.stdin.write(msgspec.json.encode(job) + b"\n")
             worker.stdin.flush()
-        except (BrokenPipeError, ValueError):
-            pass  # it has died already, or we are being stopped
         if self._stopping.is_set():
-            worker.stdin.close()
+            _close_input(worker)
         try:
             self._listen(worker)
             return worker.wait()
@@ -117,7 +116,7 @@ class Keeper:
                 worker.kill()
                 worker.wait()
             worker.stdout.close()
-            worker.stdin.close()
+            _close_input(worker)
 
     def _listen(self, worker: subprocess.Popen[bytes]) -> None:
         assert worker.stdout is not None
@@ -150,3 +149,10 @@ class Keeper:
             self.heard.caught_up = True
         elif kind == b"T":
             self._told(text)
+
+
+def _close_input(worker: subprocess.Popen[bytes]) -> None:
+    """That is how it is told to end. What it died before reading is not to be written any more."""
+    assert worker.stdin is not None
+    with suppress(OSError):
+        worker.stdin.close()

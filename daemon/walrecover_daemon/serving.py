@@ -101,7 +101,7 @@ class Serving:
             self.stop()
             self._ledgers.close()
             thread.join()
-        return self._code or 0
+        return 1 if self._code is None else self._code
 
     def stop(self) -> None:
         self._server.should_exit = True

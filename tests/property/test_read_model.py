@@ -111,7 +111,7 @@ def interrupted(readmodel: ReadModel, after: int) -> Iterator[None]:
 
 
 @settings(
-    max_examples=settings().max_examples // 2, phases=[Phase.explicit, Phase.reuse, Phase.generate]
+    max_examples=settings().max_examples // 4, phases=[Phase.explicit, Phase.reuse, Phase.generate]
 )
 @given(histories(), st.lists(
     st.tuples(st.sampled_from(keys), st.lists(event, max_size=6),
