@@ -42,12 +42,19 @@ class Asking:
                 return []
             raise
 
-    def runs(self) -> list[Row]:
-        """All runs, those that are alive first, then the newest."""
+    def count(self) -> int:
+        """How many runs there are."""
+        found = self.ask("SELECT count(*) AS n FROM runs WHERE state != ''")
+        return found[0]["n"] if found else 0
+
+    def runs(self, most: int = -1) -> list[Row]:
+        """Runs, those that are alive first, then the newest; by default all."""
         return self.ask(
             "SELECT *, (SELECT sum(last_step - superseded_from + 1) FROM attempts a"
             " WHERE a.run=runs.id) AS lost"
             " FROM runs WHERE state != '' ORDER BY state != 'running', latest DESC, name"
+            " LIMIT ?",
+            most,
         )
 
     def run(self, name: str, number: int | None = None) -> tuple[Row | None, list[Row]]:

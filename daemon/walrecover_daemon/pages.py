@@ -56,17 +56,20 @@ def link(run: Row, suffix: str = "") -> str:
 # --- all runs -------------------------------------------------------------------------------------
 
 
-def overview(runs: Sequence[Row], now: float) -> Markup:
-    return page("runs", [tag("h1", "Runs"), live("runs", "/part/runs", table_of_runs(runs, now))])
+def overview(runs: Sequence[Row], count: int, now: float) -> Markup:
+    return page(
+        "runs", [tag("h1", "Runs"), live("runs", "/part/runs", table_of_runs(runs, count, now))]
+    )
 
 
-def table_of_runs(runs: Sequence[Row], now: float) -> Markup:
+def table_of_runs(runs: Sequence[Row], count: int, now: float) -> Markup:
+    """`count`: how many there are; these are the first."""
     if not runs:
         return tag("p", "No runs yet. Start one with: walrecover run -- python train.py")
     same = Counter(row["name"] for row in runs)
     columns = ("run", "state", "step", "goodput", "recovery point", "attempts", "last end", "heard")
     return table(
-        f"{len(runs)} runs" if len(runs) > 1 else "1 run",
+        _counted(len(runs), count),
         columns,
         (
             [
@@ -82,6 +85,12 @@ def table_of_runs(runs: Sequence[Row], now: float) -> Markup:
             for row in runs
         ),
     )
+
+
+def _counted(shown: int, count: int) -> str:
+    if shown < count:
+        return f"{shown} of {count} runs: those that are alive, then the newest"
+    return f"{count} runs" if count > 1 else "1 run"
 
 
 def _named(row: Row, same: Counter[str]) -> Child:

@@ -49,6 +49,7 @@ def bind(address: Address) -> socket.socket:
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         bound.bind((address.host, address.port))
+        bound.listen(128)  # before the address is printed: whoever comes early waits
     except OSError as error:
         bound.close()
         raise BadInput(

@@ -27,6 +27,9 @@ from walrecover_daemon.keeper import Heard
 from walrecover_daemon.ledgers import Ledgers
 from walrecover_daemon.live import Hub
 
+MOST_RUNS = 500
+"""So many are in the table of all runs; each has its page, whatever the table holds."""
+
 STATIC = {
     "htmx.min.js": "text/javascript",
     "uplot.min.js": "text/javascript",
@@ -76,10 +79,12 @@ class Site:
     # --- pages ----------------------------------------------------------------------------------
 
     def overview(self, request: Request) -> Response:
-        return HTMLResponse(pages.overview(self._asking.runs(), time.time()))
+        shown, count = self._asking.runs(MOST_RUNS), self._asking.count()
+        return HTMLResponse(pages.overview(shown, count, time.time()))
 
     def runs(self, request: Request) -> Response:
-        return HTMLResponse(pages.table_of_runs(self._asking.runs(), time.time()))
+        shown, count = self._asking.runs(MOST_RUNS), self._asking.count()
+        return HTMLResponse(pages.table_of_runs(shown, count, time.time()))
 
     def run(self, request: Request) -> Response:
         found = self._about(request)

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
+import httpx
 import msgspec
 import psutil
 import pytest
@@ -152,6 +153,9 @@ def test_with_more_runs_than_inotify_is_asked_to_watch_events_are_visible_too(
         wait_until(lambda: states(path).get("live") == "running")
         launch.train(3)
         wait_until(lambda: rows(path, "SELECT * FROM runs WHERE last_step=3"))
+        text = httpx.get(readmodels.address(process)).text
+        assert f"500 of {MOST_RUNS + 1} runs: those that are alive, then the newest" in text
+        assert text.index(">live</a>") < text.index(">empty-")
     assert len(states(path)) == MOST_RUNS + 1
 
 

@@ -74,7 +74,8 @@ def take_pictures(browser: Browser, pictures: Path, name: str) -> None:
     for size, (width, height) in {"desktop": DESKTOP, "phone": PHONE}.items():
         for dark in (False, True):
             browser.look(width, height, dark=dark)
-            assert browser.run("return document.documentElement.scrollWidth") <= width
+            narrow = "return document.documentElement.scrollWidth <= arguments[0]"
+            wait_until(lambda narrow=narrow, width=width: browser.run(narrow, width))
             browser.screenshot(pictures / f"{name}-{size}-{'dark' if dark else 'light'}.png")
             assert offences(browser) == [], f"{size}, {'dark' if dark else 'light'}"
     browser.look(*DESKTOP, dark=False)
