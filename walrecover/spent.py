@@ -43,6 +43,7 @@ class Spent(msgspec.Struct):
         than it seemed."""
         if not self.marks and at > self.last:
             self.since = self.last = at
+            self.stalled = 0.0  # it stood still before training began
 
     def complete(self, step: int, at: float) -> None:
         """A step is complete. The fold does nothing as often: it writes down one number."""

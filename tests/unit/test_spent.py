@@ -29,6 +29,15 @@ def test_training_begins_when_the_script_is_back_at_its_place() -> None:
     assert (spent.since, spent.last, spent.trained) == (107.0, 109.0, 2.0)
 
 
+def test_what_stood_still_on_the_way_there_is_no_part_of_training() -> None:
+    spent = Spent()
+    spent.begin(100.0)
+    spent.stall(103.0, 2.0, capture=True)
+    spent.begin(107.0)
+    spent.complete(31, 109.0)
+    assert (spent.trained, spent.stalled) == (2.0, 0.0)
+
+
 def test_a_resume_behind_the_first_step_moves_nothing() -> None:
     spent = trained(1.0)
     spent.begin(300.0)
