@@ -186,7 +186,9 @@ def test_a_rehearsed_runs_page_shows_its_kill(
          "--every", "10steps", "--keep", str(tmp_path / "kept"), "--", *script, *small],
         capture_output=True, text=True, timeout=400, cwd=tmp_path,
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    # Whether it met a snapshot, as a rehearsal asks for, does not matter to its page.
+    assert "1 of 1 kills landed" in done.stderr, done.stderr
+    assert "different" not in done.stdout
     process = readmodels.daemon("serve", tmp_path / "kept" / "killed")
     try:
         url = address(process)

@@ -5,6 +5,7 @@
   const body = document.body;
   const run = body.dataset.run;
   const progress = document.getElementById("progress");
+  const place = document.getElementById("curve");
 
   // --- sections ----------------------------------------------------------------------------------
 
@@ -24,7 +25,7 @@
       if (near || !part.dataset.seen) htmx.trigger(part, "stirred");
       part.dataset.seen = "1";
     }
-    drawCurve();
+    if (place) drawCurve();
     setTimeout(() => {
       waiting = false;
       if (again) {
@@ -55,7 +56,6 @@
 
   // --- the curve ---------------------------------------------------------------------------------
 
-  const place = document.getElementById("curve");
   if (!place) return;
   const told = document.getElementById("curve-told");
   const dark = matchMedia("(prefers-color-scheme: dark)");
