@@ -517,7 +517,6 @@ class Machine(RuleBasedStateMachine):
         COUNTS.rules["damage"] += 1
         whole = [ref for ref in self.line if ref.manifest not in self.damaged]
         ref = whole[-1 - drawn % len(whole)]
-        self.damaged.add(ref.manifest)
         names = [f"{ref.name}/manifest.json", *sorted({path for path, _ in self._needs(ref)})]
         name = names[drawn % len(names)]
         path = self.run.snapshots / name
@@ -530,7 +529,7 @@ class Machine(RuleBasedStateMachine):
         data[place] ^= 1 << drawn % 8
         path.write_bytes(data)
         self.broken |= broken
-        self.damaged |= hit
+        self.damaged |= hit | {ref.manifest}
 
     def _needs(self, ref: SnapshotRef) -> set[tuple[str, str]]:
         """What a snapshot is read from: files, as (path, ""), and tensors, as (path, key)."""
