@@ -118,15 +118,12 @@ def test_a_run_that_dies_is_followed_by_an_open_page(
             with Launch.begin(run, identity()) as second:
                 second.train(2)
                 wait_until(lambda: "rejected" in browser.text("#part-recovery"))
-            wait_until(
-                lambda: browser.run("return +document.getElementById('curve').dataset.crashes")
-            )
-            assert browser.run("return +document.getElementById('curve').dataset.shaded") == 1
-            assert "crash at step 14" in browser.text("#curve-told")
-            assert "made again: 7 to 14" in browser.text("#curve-told")
-            flow = told_flow(browser)
-            assert "failed: crash at step 14: <b>killed</b>" in flow
-            assert "checked: step 11 rejected: " in flow
+            # What the browser shows comes piece by piece, each when it has heard of it.
+            wait_until(lambda: of_curve(browser, "crashes") and of_curve(browser, "shaded") == 1)
+            wait_until(lambda: "crash at step 14" in browser.text("#curve-told"))
+            wait_until(lambda: "made again: 7 to 14" in browser.text("#curve-told"))
+            wait_until(lambda: "failed: crash at step 14: <b>killed</b>" in told_flow(browser))
+            wait_until(lambda: "checked: step 11 rejected: " in told_flow(browser))
             browser.run("document.getElementById('h-snapshots').scrollIntoView()")
             wait_until(lambda: "rejected" in browser.text("#part-snapshots"))
             browser.run("document.getElementById('h-data')?.scrollIntoView(); scrollTo(0, 0)")
