@@ -35,6 +35,12 @@
     }, PAUSE_MS);
   }
 
+  // An audit ends without news of the run: what waits for one looks again, wherever it stands.
+  setInterval(() => {
+    const ledger = document.getElementById("part-ledger");
+    if (ledger?.textContent.includes("being audited")) htmx.trigger(ledger, "stirred");
+  }, 1000);
+
   const source = new EventSource("/live");
   let lost = false;
   source.addEventListener("changed", (event) => {
