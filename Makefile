@@ -17,7 +17,7 @@ DONE := $(VENV)/.installed
 # A worker that is done takes over what another, busy with a slow test, has not begun.
 SPREAD         = -n $(WORKERS) --dist worksteal
 SYSTEM_TESTS   = $(wildcard tests/system tests/crash_states)
-COVERAGE_TESTS = $(wildcard tests/unit tests/contract)
+COVERAGE_TESTS = $(wildcard tests/unit tests/contract tests/property)
 NOT_IN_TEST    = --ignore=tests/system --ignore=tests/crash_states --ignore=tests/bench
 
 .DEFAULT_GOAL := help

@@ -39,7 +39,7 @@ _PATIENT = {
     "suppress_health_check": [HealthCheck.too_slow],
 }
 settings.register_profile("dev", max_examples=50, stateful_step_count=30, **_PATIENT)
-settings.register_profile("ci", max_examples=120, stateful_step_count=50, **_PATIENT)
+settings.register_profile("ci", max_examples=300, stateful_step_count=50, **_PATIENT)
 settings.register_profile("soak", max_examples=20_000, stateful_step_count=100, **_PATIENT)
 _PROFILE = os.environ.get("HYPOTHESIS_PROFILE") or "dev"
 settings.load_profile(_PROFILE)
