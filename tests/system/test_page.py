@@ -180,12 +180,10 @@ def test_a_rehearsed_runs_page_shows_its_kill(
     small = ["--epochs", "1", "--steps-per-epoch", "40", "--layers", "1", "--width", "16"]
     done = subprocess.run(
         [sys.executable, "-m", "walrecover.cli", "rehearse", "--kills", "1", "--seed", "1",
-         "--every", "10steps", "--keep", str(tmp_path / "kept"), "--", *script, *small],
+         "--every", "2steps", "--keep", str(tmp_path / "kept"), "--", *script, *small],
         capture_output=True, text=True, timeout=400, cwd=tmp_path,
     )  # fmt: skip
-    # Whether it met a snapshot, as a rehearsal asks for, does not matter to its page.
-    assert "1 of 1 kills landed" in done.stderr, done.stderr
-    assert "different" not in done.stdout
+    assert done.returncode == 0, done.stderr
     process = readmodels.daemon("serve", tmp_path / "kept" / "killed")
     try:
         url = address(process)
