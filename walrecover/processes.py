@@ -216,22 +216,28 @@ def await_ends(
 
 
 def kill_tree(
-    grace: float, on_end: OnEnd, hurry: Hurry | None = None, kept: Collection[int] = ()
+    grace: float,
+    on_end: OnEnd,
+    hurry: Hurry | None = None,
+    kept: Callable[[], Collection[int]] = frozenset,
 ) -> list[Seen]:
     """End all that descends from this process: TERM, `grace` seconds, then KILL until none is left.
 
     For a subreaper that waits for its children nowhere else. `kept`: children that are left alone,
-    with all below them. Returns what outlived SIGKILL by PATIENCE_SECONDS (processes in an
-    uninterruptible wait, or of another user).
+    with all below them; asked each time, for they may come to be meanwhile. Returns what outlived
+    SIGKILL by PATIENCE_SECONDS (processes in an uninterruptible wait, or of another user).
     """
     told: set[Seen] = set()
     end_of_grace = time.monotonic() + grace
     end_of_patience = 0.0
     while True:
         # Only the kernel's word counts: whatever descends from a subreaper hangs below a child.
-        if not reap(on_end) or (kept and children() <= {*kept}):
+        if not reap(on_end):
             return []
-        below = descendants(os.getpid(), without=kept)
+        spared = {*kept()}
+        if spared and children() <= spared:
+            return []
+        below = descendants(os.getpid(), without=spared)
         if not below:
             time.sleep(0.005)  # between two parents, or about to become a zombie
         if time.monotonic() < end_of_grace:

@@ -26,11 +26,12 @@ def test_all_settle_on_the_newest_step_that_all_have(
     meeting = tmp_path_factory.mktemp("meeting")
     shares = [Estate(meeting, rank, len(kept)) for rank in range(len(kept))]
     for share, steps in zip(shares[:-1], kept, strict=False):
-        assert share.settle(steps) is None and not share.settled  # the last has not spoken
+        assert share.settle(lambda kept=steps: kept) is None  # the last has not spoken
+        assert not share.settled
     common = max(set.intersection(*kept), default=None)
-    assert shares[-1].settle(kept[-1]) == common
+    assert shares[-1].settle(lambda: kept[-1]) == common
     for share in shares[:-1]:
-        assert share.settle({99}) == common  # what it has said, it has said
+        assert share.settle(lambda: {99}) == common  # what it has said, it has said
     assert all(share.settled for share in shares)
 
 
@@ -47,33 +48,47 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[float]]:
 
 def test_a_rank_without_a_saver_is_waited_for_a_moment(tmp_path: Path, clock: list[float]) -> None:
     share = Estate(tmp_path, 0, 2)
-    assert share.settle({3}) is None and not share.settled
+    assert share.settle(lambda: {3}) is None and not share.settled
     clock[0] += estate.STRANGER_SECONDS + 1
-    assert share.settle({3}) is None and share.settled
+    assert share.settle(lambda: {3}) is None and share.settled
 
 
 def test_a_saver_that_lives_is_waited_for_longer(tmp_path: Path, clock: list[float]) -> None:
     roll.enrol(tmp_path, 1)  # this process stands in for it
     share = Estate(tmp_path, 0, 2)
-    share.settle({3})
+    share.settle(lambda: {3})
     clock[0] += estate.STRANGER_SECONDS + 1
-    assert share.settle({3}) is None and not share.settled
+    assert share.settle(lambda: {3}) is None and not share.settled
     clock[0] += estate.PATIENCE_SECONDS
-    assert share.settle({3}) is None and share.settled
+    assert share.settle(lambda: {3}) is None and share.settled
 
 
 def test_a_saver_that_has_ended_is_not_waited_for(tmp_path: Path) -> None:
     gone = msgspec.structs.replace(identity(), started=1.0)
     (tmp_path / "rank-00001.saver").write_bytes(msgspec.json.encode(gone))
     share = Estate(tmp_path, 0, 2)
-    assert share.settle({3}) is None and share.settled
+    assert share.settle(lambda: {3}) is None and share.settled
 
 
 def test_a_word_that_cannot_be_read_is_none(tmp_path: Path) -> None:
     share = Estate(tmp_path, 0, 2)
     (tmp_path / "rank-00001.left").write_bytes(b"[3,")
-    assert share.settle({3}) is None and not share.settled
+    assert share.settle(lambda: {3}) is None and not share.settled
 
 
 def test_processes_that_are_no_savers_of_the_run_are_not_taken_for_some(tmp_path: Path) -> None:
     assert roll.of_run(RunDir(tmp_path, "a-run"), lambda: [os.getpid(), 1, 1 << 22]) == set()
+
+
+def test_a_rank_that_cannot_speak_is_heard_by_nobody(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    share = Estate(tmp_path / "file", 0, 2)  # nothing can be written there
+    assert share.settle(lambda: {3}) is None and not share.settled
+
+
+def test_what_was_kept_is_looked_at_once(tmp_path: Path) -> None:
+    looks: list[int] = []
+    share = Estate(tmp_path, 0, 2)
+    for _ in range(3):
+        share.settle(lambda: looks.append(1) or {3})  # type: ignore[func-returns-value]
+    assert len(looks) == 1

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import msgspec
@@ -31,22 +31,28 @@ class Estate:
         self._since: float | None = None
         self.settled = world == 1
 
-    def settle(self, steps: Collection[int]) -> int | None:
+    def settle(self, steps: Callable[[], Collection[int]]) -> int | None:
         """Say which steps this rank has, the first time. Returns the one that all of them save, or
         None: as long as `settled` is not set, ask again."""
         if self._since is None:
             self._since = time.monotonic()
-            with contextlib.suppress(OSError):
-                make_directory(self._meeting)
-                said = self._path(self._rank)
-                beside = said.with_suffix(".tmp")
-                beside.write_bytes(msgspec.json.encode(sorted(steps)))
-                beside.replace(said)
-        found = [self._read(rank) for rank in range(self._world)]
-        silent = [rank for rank, steps in enumerate(found) if steps is None]
-        self.settled = not silent or self._in_vain(silent)
-        common = set.intersection(*(set(steps) for steps in found if steps is not None))
-        return max(common, default=None) if not silent else None
+            self._say(sorted(steps()))
+        said = {rank: self._read(rank) for rank in range(self._world)}
+        spoken = [set(kept) for kept in said.values() if kept is not None]
+        if len(spoken) == self._world:
+            self.settled = True
+            return max(set.intersection(*spoken), default=None)
+        self.settled = self._in_vain([rank for rank, kept in said.items() if kept is None])
+        return None
+
+    def _say(self, steps: list[int]) -> None:
+        """On a full disk nothing is said, and the others wait in vain."""
+        path = self._path(self._rank)
+        beside = path.with_suffix(".tmp")
+        with contextlib.suppress(OSError):
+            make_directory(self._meeting)
+            beside.write_bytes(msgspec.json.encode(steps))
+            beside.replace(path)
 
     def _in_vain(self, silent: Collection[int]) -> bool:
         assert self._since is not None

@@ -167,7 +167,7 @@ class _Process:
         where there is nothing to do or to wait for."""
         if self._trainer.lives or self._line.ended or self._estate.settled:
             return False
-        self._saving.heir_of(self._estate.settle(self._saving.heritage()))
+        self._saving.heir_of(self._estate.settle(self._saving.heritage))
         if not self._estate.settled:
             self._wait(None)
         return True

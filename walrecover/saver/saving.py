@@ -5,6 +5,7 @@ Owns the order of that. One slot at a time, the oldest first; commits are `commi
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -18,7 +19,7 @@ from walrecover import paced, snapshot
 from walrecover.arena.layout import Header, Row, State
 from walrecover.arena.slots import Job, Slot, view
 from walrecover.commits import Attempt, Key, require_newest
-from walrecover.errors import Corrupt, StorageFailed
+from walrecover.errors import Corrupt, StorageFailed, WalrecoverError
 from walrecover.failpoints import failpoint
 from walrecover.files import sync_file
 from walrecover.journal import Reader
@@ -100,7 +101,9 @@ class Saving:
         """The steps that were only kept in memory and can be saved, once the process is gone."""
         found = []
         for slot, header in self._left(lives=False):
-            if not header.wanted and (self._trainer.is_trusted or slot.digests(header)):
+            if header.wanted or not (self._trainer.is_trusted or slot.digests(header)):
+                continue
+            with contextlib.suppress(WalrecoverError, OSError):  # scribbled on, or no stream
                 job, _ = slot.job(header)
                 if Stream.holds(self._run, self._attempt, job):
                     found.append(header.step)

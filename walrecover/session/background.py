@@ -70,9 +70,9 @@ class Background(Saver):
     # -- captures -------------------------------------------------------------------------------
 
     def save(self, capture: Capture, *, finished: bool = False, lone: bool = False) -> bool:
-        """Give a capture to the saver; waits only while all slots are held."""
+        """Give a capture to the saver; waits until the one before is saved."""
         if not self._is_ready(capture) or not self._fill(capture, wanted=True, finished=finished):
-            return super().save(capture, finished=finished, lone=lone)
+            return not self.failed and super().save(capture, finished=finished, lone=lone)
         self.tried = Key(capture.step, capture.end)
         self._idle_now = False
         self._tell(msg.Captured())
@@ -127,13 +127,19 @@ class Background(Saver):
     def _free_slot(self, *, wait: bool) -> Slot | None:
         """To `wait` for: also until the capture before that is to go to disk is saved, for two such
         would leave no slot to keep steps in memory."""
-        while self._process is not None and self._filling is not None:
+        while self._process is not None and self._filling is not None and self._is_served:
             slot = self._filling.free_slot(saver_lives=self._process.lives)
             if not wait or (slot is not None and not self._is_behind()):
                 return slot
             self._hear(GIVING_UP_SECONDS, lambda report: isinstance(report, _LETS_GO))
             self._keep_a_saver()
         return None
+
+    @property
+    def _is_served(self) -> bool:
+        """Whether what is to go to disk gets there: not once the attempt is superseded, or without
+        its events, for which each vote waits."""
+        return self.failed is None and self.journal.failure is None
 
     def _is_behind(self) -> bool:
         """Whether the saver has not saved yet what it is to."""

@@ -93,12 +93,12 @@ class Watch:
     def _sweep(self, child: Child) -> None:
         left = self._stopping.seconds_left()
         grace = min(self._grace, SWEEP_SECONDS) if left is None else left
-        kept = [] if self._stopping.asked else self._standbys.kept()
+        kept = frozenset() if self._stopping.asked else frozenset(self._standbys.kept())
         on_end = self._standbys.apart(child.note_end)
-        survivors = kill_tree(grace, on_end, self._stopping, {*kept, *self._savers()})
+        survivors = kill_tree(grace, on_end, self._stopping, lambda: kept | self._savers())
         if self._savers() and not await_ends(self._savers, SAVING_SECONDS, on_end, self._stopping):
             say("what the training left in memory is not saved: that takes too long")
-            kill_tree(0.0, on_end, self._stopping, kept)
+            kill_tree(0.0, on_end, self._stopping, lambda: kept)
         if survivors:
             pids = ", ".join(str(process.pid) for process in survivors)
             say(f"these processes outlive SIGKILL, and are left behind: {pids}")
