@@ -1,7 +1,8 @@
 """What rank 0 does with votes: commit, read back, retire. One step at a time, whoever drives it.
 
 Owns which captures wait for votes, which commits wait to be read back, and what is noted of it.
-Knows no threads, no sockets and no waiting: the caller asks again.
+Knows no sockets and no waiting: the caller asks again. One thread drives it; another one may
+`expect`, and ask what is `waiting` and `unverified`, meanwhile.
 """
 
 from __future__ import annotations
@@ -106,7 +107,7 @@ class Commits:
     @property
     def waiting(self) -> tuple[Key, ...]:
         """Captures that lack votes, oldest first."""
-        return tuple(key for key, _ in self._waiting)
+        return tuple(key for key, _ in tuple(self._waiting))
 
     @property
     def unverified(self) -> bool:
@@ -171,6 +172,11 @@ class Commits:
         self._note(ev.SnapshotAbandoned(step=key.step, end=key.end, reason=reason))
         self._told(key, reason)
 
+    def drop(self) -> None:
+        """A newer attempt has taken the run over: nothing of this is anybody's any more."""
+        self._waiting.clear()
+        self._unverified.clear()
+
     def give_up(self, reason: str) -> None:
         """No more votes will come."""
         while self._waiting:
@@ -191,7 +197,8 @@ class Commits:
         try:
             self._verify_and_retire(entry.snapshot)
         finally:
-            self._unverified.clear()
+            while self._unverified and self._unverified.popleft() is not entry:
+                pass
 
     def _verify_and_retire(self, ref: SnapshotRef) -> None:
         try:

@@ -12,12 +12,12 @@ import pytest
 
 from tests.streams import create
 from walrecover import events as ev
+from walrecover.commits import Key
 from walrecover.journal import Journal, Reader
 from walrecover.pace import Known, Rate, optimum, parse
 from walrecover.session.agreeing import MEASURED_STEPS, PACE_LOOK, Agreement
 from walrecover.session.meeting import Meeting
 from walrecover.session.pacing import Pacer
-from walrecover.session.saving import Key
 from walrecover.torch_adapter.ranks import World
 
 NOTHING, FAILING = Known(), Known(Rate(2, 200.0), 0.5)

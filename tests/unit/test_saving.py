@@ -13,8 +13,9 @@ from tests.streams import read
 from tests.support.protocol import Launch, capture
 from walrecover import events as ev
 from walrecover import snapshot
+from walrecover.commits import Key
 from walrecover.rundir import RunDir
-from walrecover.session.saving import Key, Saver
+from walrecover.session.saving import Saver
 
 Make = Callable[[int], Saver]
 

@@ -19,11 +19,12 @@ from walrecover.arena.filling import Filling
 from walrecover.arena.layout import Header, regions
 from walrecover.arena.memory import Arena
 from walrecover.arena.slots import Slot, TooLarge
+from walrecover.commits import Key
 from walrecover.entries import snapshot_name
 from walrecover.errors import Corrupt, Fenced, StorageFailed
 from walrecover.saver import messages as msg
 from walrecover.saver.client import Saver as Process
-from walrecover.session.saving import GIVING_UP_SECONDS, WAIT_SECONDS, Key, Saver
+from walrecover.session.saving import GIVING_UP_SECONDS, WAIT_SECONDS, Saver
 from walrecover.snapshot import Capture
 
 SLOTS = 3

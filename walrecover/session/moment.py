@@ -10,11 +10,11 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from walrecover import plain
+from walrecover.commits import Key
 from walrecover.entries import AttemptEntry
 from walrecover.manifest import digest_of
 from walrecover.session.position import Position
 from walrecover.session.restoring import position_tree
-from walrecover.session.saving import Key
 from walrecover.snapshot import Capture
 from walrecover.torch_adapter import rng
 from walrecover.torch_adapter.objects import Attached, State

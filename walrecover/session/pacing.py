@@ -12,10 +12,10 @@ from collections.abc import Sequence
 from statistics import median
 from typing import NamedTuple
 
+from walrecover.commits import Key
 from walrecover.events import LoopStalled
 from walrecover.journal import Journal
 from walrecover.pace import Every, Known, choose, optimum
-from walrecover.session.saving import Key
 
 COSTS = 8
 """Captures of which the cost is the median: the first one may be slow."""

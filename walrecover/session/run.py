@@ -19,6 +19,7 @@ import msgspec
 from walrecover import events as ev
 from walrecover import failures, lineage
 from walrecover.beats import Beat
+from walrecover.commits import Key
 from walrecover.entries import AttemptEntry
 from walrecover.errors import Stopped, StorageFailed, WalrecoverError
 from walrecover.journal import Journal
@@ -41,7 +42,7 @@ from walrecover.session.proving import Prover, prove
 from walrecover.session.recording import Recorder
 from walrecover.session.restoring import Restored
 from walrecover.session.salvage import Outcome, Salvage
-from walrecover.session.saving import Key, Saver
+from walrecover.session.saving import Saver
 from walrecover.session.settings import Settings
 from walrecover.session.stopping import Signals
 from walrecover.torch_adapter import rng, scheduling

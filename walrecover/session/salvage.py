@@ -12,13 +12,14 @@ import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from walrecover.commits import Key
 from walrecover.errors import StorageFailed, WalrecoverError
 from walrecover.plain import Unstorable
 from walrecover.session.loops import Loops
 from walrecover.session.moment import Captures, Moment, counts
 from walrecover.session.position import Position
 from walrecover.session.restoring import position_tree
-from walrecover.session.saving import Key, Saver
+from walrecover.session.saving import Saver
 from walrecover.torch_adapter import rng
 from walrecover.torch_adapter.copies import Copies, TooMuch
 from walrecover.torch_adapter.keeping import Keeper, NotWhole

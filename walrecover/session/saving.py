@@ -1,8 +1,9 @@
-"""From a capture to a commit: the seam where a background saver will go.
+"""From a capture to a commit, in this process.
 
-Owns when votes, commits and retention happen in this process. In this release the vote is cast in
-the training thread, which waits for the disk; rank 0's keeper thread, at the lowest priority,
-commits what all ranks have voted for, reads it back, and retires what it replaced.
+Owns when votes, commits and retention happen here. The vote is cast in the training thread, which
+waits for the disk; rank 0's keeper thread, at the lowest priority, commits what all ranks have
+voted for, reads it back, and retires what it replaced (`commits`). `background` does the same by
+another process.
 """
 
 from __future__ import annotations
@@ -11,40 +12,30 @@ import logging
 import os
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
-from typing import NamedTuple
 
+import msgspec
+
+from walrecover import commits, snapshot
 from walrecover import entries as model
 from walrecover import events as ev
-from walrecover import snapshot
 from walrecover.checkpoints import Follower
-from walrecover.entries import CommitEntry, Entry, SnapshotRef, snapshot_name
+from walrecover.commits import Attempt, Commits, Key, key_of
+from walrecover.entries import CommitEntry, Entry, snapshot_name
 from walrecover.errors import Corrupt, Fenced, StorageFailed, WalrecoverError
-from walrecover.failpoints import failpoint
 from walrecover.files import sync_directory
 from walrecover.journal import Journal
 from walrecover.manifest import Part, by_object, disagreement
-from walrecover.references import References, distrust
+from walrecover.references import References
 from walrecover.rundir import RunDir
 from walrecover.sequence import Sequence
-from walrecover.snapshot import Capture, DeadReference, Disagreed
+from walrecover.snapshot import Capture, Disagreed
 
 log = logging.getLogger("walrecover")
 POLL_SECONDS = 0.005
 WAIT_SECONDS = 120.0
-LOOK_SECONDS = 1.0
 FAREWELL_SECONDS = 1.0
 GIVING_UP_SECONDS = 0.25
-
-
-class Key(NamedTuple):
-    step: int
-    end: bool
-
-
-def _key(commit: CommitEntry) -> Key:
-    return Key(commit.snapshot.step, commit.snapshot.end)
 
 
 class Saver:
@@ -84,13 +75,20 @@ class Saver:
         self._part: Part | None = None
         self._references = References(run, attempt, nonce, base)
         self._lsns: dict[Key, int] = {}
-        self._verified = set(verified)
-        self._waiting: deque[tuple[Key, bool]] = deque()
-        self._unverified: deque[CommitEntry] = deque()
+        self._verified = verified
+        self._whose = Attempt(attempt, nonce, world)
+        self._commits = Commits(
+            run,
+            self._whose,
+            verified=verified,
+            retention=retention,
+            note=self._journal,
+            say=say,
+            told=self._told,
+        )
         self._follower = Follower(journal.path, journal.stream)
         self._changed = threading.Condition()
         self._closing = False
-        self._next_look = 0.0
         self._idle = True
         self._keeper: threading.Thread | None = None
 
@@ -107,7 +105,7 @@ class Saver:
         try:
             part = snapshot.vote(self.run, capture, self.journal, offers=self._references.offers())
         except (StorageFailed, OSError) as error:
-            self.abandon(key, str(error))
+            self._commits.abandon(key, str(error))
             return False
         self._references.cast(part)
         self._lsns[key] = part.lsn
@@ -129,15 +127,10 @@ class Saver:
             )
         )
         self.noted(key.step, state)
-        if self.rank == 0:
+        if self.rank == 0 and not (lone and self.world > 1):
+            self._commits.expect(key, finished=finished)
             if self.world == 1:
-                if not self._commit(key, finished):
-                    self.abandon(key, "its vote is gone")
-            elif lone:
-                return True
-            else:
-                with self._changed:
-                    self._waiting.append((key, finished))
+                self._commit_now()
             self._wake()
         return True
 
@@ -156,7 +149,7 @@ class Saver:
         sequence = Sequence(self.run.sequence)
         while not self._is_committed(key, sequence.read()):
             try:
-                self._enter(key, finished=False)
+                commits.enter(self.run, self._whose, key, finished=False)
             except Disagreed:  # a later one is committed, or the votes differ
                 return self._is_committed(key, sequence.read())
             if time.monotonic() > deadline:
@@ -165,8 +158,8 @@ class Saver:
         return True
 
     def _is_committed(self, key: Key, found: list[Entry]) -> bool:
-        newest = self._newest(found)
-        if newest is None or _key(newest) < key:
+        newest = self._whose.newest(found)
+        if newest is None or key_of(newest) < key:
             return False
         sync_directory(self.run.sequence)  # nobody acts on an entry before it is durable (rule 1)
         return True
@@ -177,23 +170,13 @@ class Saver:
             return ""
         return f"{left:.1f} s are left, and the last snapshot took {self.seconds:.1f} s"
 
-    def abandon(self, key: Key, reason: str) -> None:
-        log.warning("snapshot of step %d abandoned: %s", key.step, reason)
-        self.say(f"the snapshot of step {key.step} was abandoned: {reason}")
-        try:
-            self.journal.append(
-                ev.SnapshotAbandoned(at=time.time(), step=key.step, end=key.end, reason=reason)
-            )
-        except StorageFailed:
-            log.warning("the journal could not note it")
-
     def wait(self, key: Key, gives_up: Callable[[], bool] = lambda: False) -> bool:
         """Wait until a capture of this attempt is committed; False where it will not be, or
         where `gives_up` says so meanwhile."""
         deadline = time.monotonic() + WAIT_SECONDS
         if self.rank == 0:
             with self._changed:
-                while self.failed is None and self._is_waiting(key):
+                while self.failed is None and key in self._commits.waiting:
                     if time.monotonic() > deadline or gives_up():
                         break
                     self._changed.wait(GIVING_UP_SECONDS)
@@ -219,47 +202,15 @@ class Saver:
             return False
         return parts is not None and disagreement(parts) is not None
 
-    def _is_waiting(self, key: Key) -> bool:
-        return any(waiting == key for waiting, _ in self._waiting)
-
     def note_commits(self) -> None:
         """A rank other than 0 learns what was committed, so that its next vote leaves out events
         that lie behind a commit."""
         if self.rank == 0 or not self._lsns:
             return
         self._follower.catch_up(self.journal.durable)
-        own = self._own(Sequence(self.run.sequence).read())
+        own = self._whose.commits(Sequence(self.run.sequence).read())
         if own:
-            self._note(*map(_key, own))
-
-    def _own(self, found: list[Entry]) -> list[CommitEntry]:
-        """The commits of this attempt."""
-        return [c for c in model.commits(found) if c.snapshot.nonce == self.nonce]
-
-    def _newest(self, found: list[Entry]) -> CommitEntry | None:
-        """The last commit of this attempt."""
-        own = self._own(found)
-        return own[-1] if own else None
-
-    def _enter(self, key: Key, *, finished: bool) -> CommitEntry | None:
-        """Commit, or find it committed: on the way out another rank, or this one's other thread,
-        may have been quicker. None while votes are missing."""
-        try:
-            return snapshot.commit(
-                self.run,
-                step=key.step,
-                end=key.end,
-                attempt=self.attempt,
-                nonce=self.nonce,
-                world=self.world,
-                finished=finished,
-            )
-        except Disagreed:
-            newest = self._newest(Sequence(self.run.sequence).read())
-            if newest is None or _key(newest) != key:
-                raise
-            sync_directory(self.run.sequence)  # nobody acts on it before it is durable (rule 1)
-            return newest
+            self._note(*map(key_of, own))
 
     def _note(self, *keys: Key) -> None:
         """These are committed, in this order."""
@@ -273,7 +224,7 @@ class Saver:
         """Let the keeper finish what it began, then end it. Votes that are missing now will hardly
         come: where they are a dead rank's, this process must end, too, and soon."""
         with self._changed:
-            self._changed.wait_for(lambda: not self._waiting, FAREWELL_SECONDS)
+            self._changed.wait_for(lambda: not self._commits.waiting, FAREWELL_SECONDS)
             self._closing = True
             self._changed.notify_all()
         if self._keeper is not None:
@@ -282,7 +233,9 @@ class Saver:
     def drain(self) -> None:
         """Wait until every commit was read back."""
         with self._changed:
-            self._changed.wait_for(lambda: self._idle and not self._unverified, WAIT_SECONDS)
+            self._changed.wait_for(
+                lambda: self._idle and not self._commits.unverified, WAIT_SECONDS
+            )
 
     # -- rank 0 ---------------------------------------------------------------------------------
 
@@ -299,30 +252,24 @@ class Saver:
         with self._changed:
             self._changed.notify_all()
 
-    def _commit(self, key: Key, finished: bool) -> bool:
-        """Try to commit; False while votes are missing."""
+    def _journal(self, event: ev.Event) -> None:
+        """What is noted of a commit: nothing depends on it."""
         try:
-            entry = self._enter(key, finished=finished)
+            self.journal.append(msgspec.structs.replace(event, at=time.time()))
+        except StorageFailed:
+            log.warning("the journal could not note it")
+
+    def _told(self, key: Key, what: CommitEntry | str) -> None:
+        if not isinstance(what, str):
+            self._note(key)
+
+    def _commit_now(self) -> None:
+        """The only rank's vote is all there is to wait for."""
+        try:
+            self._commits.settle()
         except Fenced as error:
-            self.failed = error
-            return True
-        except (Disagreed, StorageFailed, Corrupt, OSError) as error:
-            if isinstance(error, DeadReference):
-                name = snapshot_name(key.step, self.attempt, self.nonce, key.end)
-                distrust(self.run, self.attempt, self.nonce, name)
-            self.abandon(key, str(error))
-            return True
-        if entry is None:
-            return False
-        self._note(key)
-        self.journal.append(
-            ev.SnapshotCommitted(
-                at=time.time(), step=key.step, end=key.end, manifest=entry.snapshot.manifest
-            )
-        )
-        with self._changed:
-            self._unverified.append(entry)
-        return True
+            self._fail(error)
+        self._commits.give_up("its vote is gone")
 
     def _keep(self) -> None:
         try:
@@ -333,11 +280,11 @@ class Saver:
             with self._changed:
                 self._idle = True
                 self._changed.notify_all()
-                if self._closing and not self._unverified:
+                if self._closing and not self._commits.unverified:
                     return
-                if not self._waiting and not self._unverified:
+                if not self._commits.waiting and not self._commits.unverified:
                     self._changed.wait()
-                elif not self._unverified:
+                elif not self._commits.unverified:
                     self._changed.wait(POLL_SECONDS)
                 self._idle = False
             if not self._work():
@@ -346,8 +293,13 @@ class Saver:
     def _work(self) -> bool:
         """What there is to do now; False where this attempt was superseded."""
         try:
-            self._settle_votes()
-            self._read_back()
+            if self.world > 1:  # else it is committed by the training thread
+                self._commits.settle()
+                with self._changed:
+                    self._changed.notify_all()
+            while self._commits.unverified:
+                self._commits.read_back()
+                self._follower.catch_up(self.journal.durable)
         except Fenced as error:
             self._fail(error)
             return False
@@ -358,72 +310,6 @@ class Saver:
     def _fail(self, error: Fenced) -> None:
         with self._changed:
             self.failed = error
-            self._waiting.clear()
-            self._unverified.clear()
+            self._commits.drop()
             self._idle = True
             self._changed.notify_all()
-
-    def _settle_votes(self) -> None:
-        while self._waiting:
-            # A newer capture that all have voted for overtakes an older one that lacks votes.
-            for place in range(len(self._waiting) - 1, -1, -1):
-                key, finished = self._waiting[place]
-                if self._commit(key, finished):
-                    break
-            else:
-                self._look_for_successor()
-                return
-            overtaken = place if self.committed == key else 0  # not by one that was abandoned
-            with self._changed:
-                for _ in range(overtaken):
-                    older, _ = self._waiting.popleft()
-                    self.abandon(older, f"step {key.step} was committed before all had voted")
-                del self._waiting[place - overtaken]
-                if self.failed:
-                    raise self.failed
-                self._changed.notify_all()
-
-    def _look_for_successor(self) -> None:
-        """Votes that a newer attempt has swept away never come. Raises Fenced, looks seldom."""
-        if time.monotonic() >= self._next_look:
-            self._next_look = time.monotonic() + LOOK_SECONDS
-            found = Sequence(self.run.sequence).read()
-            snapshot.require_newest(found, self.attempt, self.nonce)
-
-    def _read_back(self) -> None:
-        """Read back the newest commit, then retire what it replaced. What fails here is said and
-        tried again after the next commit, never at once: the disk may be full."""
-        while self._unverified:
-            entry = self._unverified[-1]  # the newest: what it replaced may go unread
-            try:
-                self._verify_and_retire(entry.snapshot)
-            finally:
-                with self._changed:
-                    while self._unverified.popleft() is not entry:
-                        pass
-                    self._changed.notify_all()
-
-    def _verify_and_retire(self, ref: SnapshotRef) -> None:
-        try:
-            snapshot.verify(self.run, ref)
-        except (Corrupt, OSError) as error:
-            self.say(f"the snapshot of step {ref.step} does not read back: {error}")
-            distrust(self.run, self.attempt, self.nonce, ref.name)
-            return
-        self._verified.add(ref.manifest)
-        self.journal.append(
-            ev.SnapshotVerified(at=time.time(), step=ref.step, end=ref.end, manifest=ref.manifest)
-        )
-        failpoint("snapshot.verified")
-        self._follower.catch_up(self.journal.durable)
-        retired = snapshot.retire(
-            self.run,
-            attempt=self.attempt,
-            nonce=self.nonce,
-            verified=frozenset(self._verified),
-            keep=self.retention,
-        )
-        if retired:
-            self.journal.append(
-                ev.SnapshotsRetired(at=time.time(), names=tuple(r.name for r in retired))
-            )
