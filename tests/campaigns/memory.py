@@ -12,16 +12,14 @@ from __future__ import annotations
 
 import argparse
 import collections
-import json
 import random
-import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
-from tests.campaigns.proof import proofs
+from tests.campaigns.proof import perform
 from tests.campaigns.report import ROOT, write
 from walrecover import entries
 from walrecover.events import RecoveryPlanned
@@ -29,29 +27,14 @@ from walrecover.rehearse.readout import read_events
 from walrecover.rundir import RunDir
 from walrecover.sequence import Sequence
 
-EXAMPLE = ("examples/char_gpt.py", "--steps-per-epoch", "150", "--epochs", "4")
+EXAMPLE = (str(ROOT / "examples" / "char_gpt.py"), "--steps-per-epoch", "150", "--epochs", "4")
 
 
 def rehearse(kills: int, seed: int, folder: Path, every: str, command: list[str]) -> dict[str, Any]:
     """One rehearsal, with snapshots `every` so often, and what its killed run has to show."""
-    kept = folder / "kept"
-    done = subprocess.run(
-        [sys.executable, "-m", "walrecover.cli", "rehearse", "--json", "--keep", str(kept),
-         "--kills", str(kills), "--seed", str(seed), "--every", every,
-         "--memory-every", "1step", "--", *command],
-        cwd=ROOT, stdout=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    body = json.loads(done.stdout)
-    landed = [kill for kill in body.get("kills", []) if kill["landed"]]
-    run = RunDir(kept / "killed", "rehearsal")
-    return {
-        "identical": done.returncode == 0 and body.get("identical", False),
-        "kills": len(landed),
-        "by_phase": dict(collections.Counter(kill["phase"] for kill in landed)),
-        "by_victim": dict(collections.Counter(kill["victim"] for kill in landed)),
-        **lost(run, landed),
-        **proofs(run),
-    }
+    options = ["--every", every, "--memory-every", "1step"]
+    done = perform(kills, seed, folder / "kept", options, command)
+    return {**done.counts, **lost(done.run, done.kills)}
 
 
 def lost(run: RunDir, kills: list[dict[str, Any]]) -> dict[str, Any]:

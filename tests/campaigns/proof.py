@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import collections
 import json
+import os
 import random
 import subprocess
 import sys
@@ -69,27 +70,42 @@ def exact(found: dict[str, Any]) -> bool:
     )
 
 
-def rehearse(example: Example, kills: int, seed: int, folder: Path) -> dict[str, Any]:
-    """One rehearsal, and what its killed run has to show. Raises AssertionError."""
-    kept, ids = folder / "kept", folder / "ids"
-    command = [sys.executable, f"examples/{example.name}", *example.arguments]
+class Rehearsed(NamedTuple):
+    """`kills`: those that landed; `run`: the killed one; `counts`: what every campaign reports."""
+
+    kills: list[dict[str, Any]]
+    run: RunDir
+    counts: dict[str, Any]
+
+
+def perform(kills: int, seed: int, kept: Path, options: list[str], command: list[str]) -> Rehearsed:
+    """A rehearsal of a command, in the folder that its runs are kept in."""
     done = subprocess.run(
         [sys.executable, "-m", "walrecover.cli", "rehearse", "--json", "--keep", str(kept),
-         "--kills", str(kills), "--seed", str(seed), "--",
-         *command, "--epochs", str(EPOCHS), "--ids", str(ids)],
-        cwd=ROOT, stdout=subprocess.PIPE, text=True,
+         "--kills", str(kills), "--seed", str(seed), *options, "--", *command],
+        cwd=kept.parent, env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
     body = json.loads(done.stdout)
     landed = [kill for kill in body.get("kills", []) if kill["landed"]]
     run = RunDir(kept / "killed", "rehearsal")
-    return {
+    counts = {
         "identical": done.returncode == 0 and body.get("identical", False),
         "kills": len(landed),
         "by_phase": dict(collections.Counter(kill["phase"] for kill in landed)),
         "by_victim": dict(collections.Counter(kill["victim"] for kill in landed)),
-        "agree": agree(run, ids, EPOCHS, example.size),
         **proofs(run),
     }
+    return Rehearsed(landed, run, counts)
+
+
+def rehearse(example: Example, kills: int, seed: int, folder: Path) -> dict[str, Any]:
+    """One rehearsal, and what its killed run has to show. Raises AssertionError."""
+    ids = folder / "ids"
+    command = [sys.executable, str(ROOT / "examples" / example.name), *example.arguments]
+    command += ["--epochs", str(EPOCHS), "--ids", str(ids)]
+    done = perform(kills, seed, folder / "kept", [], command)
+    return {**done.counts, "agree": agree(done.run, ids, EPOCHS, example.size)}
 
 
 def main() -> int:
