@@ -4,6 +4,7 @@ and where it cannot, it says which object it is and why.
 
 from __future__ import annotations
 
+import contextlib
 import random
 from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterator
@@ -13,12 +14,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 
 from walrecover import plain, shards
-from walrecover.torch_adapter import keeping
+from walrecover.torch_adapter import owned
 from walrecover.torch_adapter.copies import MAX_BYTES, MAX_VALUES, Copies, TooMuch
-from walrecover.torch_adapter.keeping import Keeper, NotWhole
+from walrecover.torch_adapter.keeping import Groups, Keeper, NotWhole
 from walrecover.torch_adapter.objects import Attached, State
 
 keepers: list[Keeper] = []
@@ -144,6 +147,53 @@ def test_copies_at_the_next_boundary_are_of_then() -> None:
         assert bits(keeper.state({})) == before
 
 
+Group = dict[str, Any]
+
+
+def exchange(name: str, value: Any) -> Callable[[Group], None]:
+    return lambda group: group.__setitem__(name, value)
+
+
+def rename(group: Group) -> None:
+    name, value = group.popitem()
+    group[f"{name}_"] = value
+
+
+CHANGES: dict[str, Callable[[Group], Any]] = {
+    "a number": exchange("lr", 0.5),
+    "an equal number of another kind": exchange("weight_decay", 1),
+    "the other zero": exchange("eps", -0.0),
+    "a tuple": exchange("betas", (0.5, 0.9)),
+    "a list, changed where it lies": lambda group: group["history"].append(3.0),
+    "a tensor, changed where it lies": lambda group: group["scale"].mul_(2),
+    "one more": exchange("warm", True),
+    "one less": lambda group: group.pop("amsgrad"),
+    "another name for a value": rename,
+}
+
+
+@given(st.lists(st.lists(st.sampled_from(sorted(CHANGES)), max_size=3), min_size=1, max_size=4))
+def test_parameter_groups_are_kept_as_each_boundary_finds_them(changes: list[list[str]]) -> None:
+    model = nn.Linear(2, 2)
+    optimizer = torch.optim.AdamW(model.parameters())
+    more = {"weight_decay": 1.0, "eps": 0.0}
+    moving = {"history": [1.0], "scale": torch.ones(3)}
+    groups = optimizer.param_groups
+    groups[0] |= more
+    groups.append({**groups[0], **more, **moving})
+    found = Groups(optimizer, "optimizer")
+    for names in changes:
+        copies = Copies()
+        kept = found.keep(copies)
+        copies.finish()
+        then = [{k: repr(v) for k, v in group.items() if k != "params"} for group in groups]
+        for name in names:
+            for group in groups:
+                with contextlib.suppress(KeyError):
+                    CHANGES[name](group)
+        assert [{k: repr(v) for k, v in group.items()} for group in kept] == then
+
+
 def test_buffers_known_by_two_names_are_both_there() -> None:
     model, optimizer = trained()
     model.append(nn.Module())
@@ -188,7 +238,7 @@ def test_such_an_update_is_seen_where_memory_cannot_be_looked_at(
     monkeypatch: pytest.MonkeyPatch, write: Callable[[nn.Module], None]
 ) -> None:
     """As on a device: with operations only. (That nothing waits for one is not shown here.)"""
-    monkeypatch.setattr(keeping, "_on_host", lambda tensor: False)
+    monkeypatch.setattr(owned, "_on_host", lambda tensor: False)
     model, optimizer = trained()
     attached, keeper = kept(model=model, optimizer=optimizer)
     for _ in range(2):

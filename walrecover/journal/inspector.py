@@ -42,6 +42,9 @@ except BaseException as error:
     sys.stdout.buffer.write(f"!{words}\\n".encode(errors="replace"))
     sys.exit(1)
 """
+START_SECONDS = 60.0
+"""For the child to say its first word: a busy machine starts it slowly."""
+
 _LAST_WORDS = b"!"
 """In front of a line that is no JSON: the error that ended the child."""
 
@@ -191,19 +194,22 @@ class Inspector:
             self.status()
 
     def said(self, patience: float) -> Iterator[Said]:
-        """What it says, until it ends or was silent for too long (then it is killed)."""
+        """What it says, until it ends or was silent for too long (then it is killed). `patience`:
+        seconds, from its first word on."""
         decode = msgspec.json.Decoder(Said).decode
         rest = b""
         poll = select.poll()
         poll.register(self._pipe, select.POLLIN)
+        seconds = START_SECONDS
         while True:
-            if not poll.poll(patience * 1000):
+            if not poll.poll(seconds * 1000):
                 self.silent = True
                 self._kill()
                 return
             data = os.read(self._pipe, 1 << 16)
             if not data:
                 return
+            seconds = patience
             *lines, rest = (rest + data).split(b"\n")
             for line in lines:
                 if line.startswith(_LAST_WORDS):

@@ -48,18 +48,19 @@ class Agreement:
             self._refused = True
 
     def _announce(self, step: int, times: Sequence[float]) -> None:
-        asked = self._meeting.read()
+        asked = self._meeting.read() if self._ranks.size > 1 else None
         own = self._signals.received
         if self._ranks.rank != 0:
             if own is not None:
                 self._meeting.request_stop(own)
             return
-        self._announce_stop(step, own if own is not None else asked)
-        self._announce_pace(step, times)
+        asked = asked if own is None else own
+        if asked is not None and self._meeting.stop is None:
+            self._announce_stop(step, asked)
+        if self._pacer.every.seconds is not None and len(times) > MEASURED_STEPS:
+            self._announce_pace(step, times)
 
-    def _announce_stop(self, step: int, asked: int | None) -> None:
-        if asked is None or self._meeting.stop is not None:
-            return
+    def _announce_stop(self, step: int, asked: int) -> None:
         free = self._meeting.free_step(step)
         if free is not None:
             at = step if self._ranks.size == 1 else free
@@ -67,8 +68,6 @@ class Agreement:
             self._journal.append(ev.StopAnnounced(at=time.time(), step=at, signal=asked))
 
     def _announce_pace(self, step: int, times: Sequence[float]) -> None:
-        if self._pacer.every.seconds is None or len(times) <= MEASURED_STEPS:
-            return
         known = self._meeting.paces[-1].every if self._meeting.paces else None
         if known and step % PACE_LOOK:
             return

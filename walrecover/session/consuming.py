@@ -108,10 +108,11 @@ class Reader:
 
     def known(self, varied: bool) -> Known:
         """What a snapshot keeps of it now."""
-        assert self.number is not None
-        self.kept_at = self.at
-        passes, ids = self.epoch + 1, tuple(self._unchained)
-        return Known(self.number, self.facts, passes, varied, self.at, self.chain, ids)
+        number, at = self.number, self.at
+        assert number is not None
+        self.kept_at = at
+        ids = (*self._unchained,)
+        return Known(number, self.facts, self.epoch + 1, varied, at, self.chain, ids)
 
     def share(self) -> Share:
         """What was handed out since the last share."""
@@ -254,7 +255,7 @@ class Consuming:
                 share = reader.share()
                 self._left.append(share)
                 left = _positions(share)
-            self._keep(reader)
+            self._known[reader.where] = reader.known(self._known[reader.where].varied)
             assert reader.number is not None
             others_end = len(readers) > 1 and reader.at != reader.facts.length
             self.notes.append(
@@ -296,11 +297,9 @@ class Consuming:
         for readers in of_loops:
             for reader in readers:
                 if reader.active and reader.kept_at != reader.at:
-                    self._keep(reader)
-        return Ledger(self.step, tuple(self._known.items()))
-
-    def _keep(self, reader: Reader) -> None:
-        self._known[reader.where] = reader.known(self._known[reader.where].varied)
+                    varied = self._known[reader.where].varied
+                    self._known[reader.where] = reader.known(varied)
+        return Ledger(self.step, (*self._known.items(),))
 
     def keep(self, ledger: Ledger) -> None:
         """Go on from what a snapshot kept."""

@@ -9,12 +9,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from msgspec.structs import replace
+
 from walrecover import elastic, plain
 from walrecover.consumed import Facts
 from walrecover.elastic import Deal, Reads, Saved, Tensor, Where
 from walrecover.entries import SnapshotRef
 from walrecover.manifest import Manifest, Part
-from walrecover.session.position import Known, Position
+from walrecover.session.position import Known, Ledger, Position
 from walrecover.torch_adapter import anew, rng
 from walrecover.torch_adapter.objects import Stored
 
@@ -97,16 +99,15 @@ def dealt_position(deal: Deal, position: Position) -> Position:
     if deal.ended:
         last = position.places[-1]
         last.broken, last.length = True, None  # it is at its end, however long it is now
-    position.ledger = position.ledger._replace(
-        readers=tuple((where, _of_others(known)) for where, known in position.ledger.readers)
-    )
+    readers = tuple((where, _of_others(known)) for where, known in position.ledger.readers)
+    position.ledger = Ledger(position.ledger.step, readers)
     return position
 
 
 def _of_others(known: Known) -> Known:
     """A reader whose facts are those of all ranks, or of none that there is now: what a sampler of
     each rank's own gave out, the new ranks' sampler gives out otherwise."""
-    return known._replace(facts=Facts("")) if known.facts.kind in OF_RANKS else known
+    return replace(known, facts=Facts("")) if known.facts.kind in OF_RANKS else known
 
 
 def digests(state: dict[str, Any], deal: Deal) -> dict[str, bytes]:

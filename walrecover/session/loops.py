@@ -6,9 +6,11 @@ what a loop reads is `sources`', what the script iterates over `iterating`'s.
 
 from __future__ import annotations
 
+import operator
 import sys
 import threading
 from collections.abc import Sequence
+from threading import get_ident
 from typing import Any, Protocol
 
 from walrecover import skips as skipping
@@ -25,6 +27,9 @@ from walrecover.torch_adapter.batches import Batch
 
 KEPT_ENDS = 16
 BEHIND = -1  # the level of steps behind a loop that had ended
+
+_consumed = operator.attrgetter("consumed")
+_readers = operator.attrgetter("readers")
 
 
 class Host(Protocol):
@@ -59,6 +64,7 @@ class Frame:
         self.readers: list[Reader] = []
         self.passes: Counts = ()
         self.batch = Batch()
+        self._still: list[Any] | None = None  # its sources' states, where they do not move
 
     def place(self, *, inside: bool = False, broken: bool = False) -> Place:
         return Place(
@@ -71,9 +77,15 @@ class Frame:
             trains=self.trains,
             length=self.length,
             broken=broken,
-            sources=[source.state(inside=inside) for source in self.sources],
+            sources=self._still or self._states(inside),
             passes=self.passes if inside else (),
         )
+
+    def _states(self, inside: bool) -> list[Any]:
+        states = [source.state(inside=inside) for source in self.sources]
+        if len(states) == 1 and self.sources[0].is_still:
+            self._still = states
+        return states
 
     def fetch(self) -> list[Any]:
         """The next item of every source. Raises StopIteration."""
@@ -100,7 +112,7 @@ class Loops:
         self.pending: Position | None = None
         self.stepped_in: Frame | None = None
         self.step_waiting = False
-        self.thread = threading.get_ident()
+        self.thread = get_ident()
         self.last_top: Place | None = None
         self.done_before_top: list[Any] = []
         self.misread = ""
@@ -168,17 +180,13 @@ class Loops:
             self.direct,
             0,
             self.known.tree(),
-            self.consuming.ledger(frame.readers for frame in self.stack),
+            self.consuming.ledger(map(_readers, self.stack)),
             passes=self.passes.counts,
             seed=self.keys.seed,
         )
 
     def indices(self) -> tuple[int, ...]:
-        return tuple(frame.consumed for frame in self.stack)
-
-    def batch(self) -> bytes | None:
-        """The digest of what the loop in which the step was made handed out for it."""
-        return self.stepped_in.batch.close() if self.stepped_in is not None else None
+        return tuple(map(_consumed, self.stack))
 
     def step_made(self) -> bool:
         """`run.step` was called: the boundary is when the loop it stands in asks for its next
@@ -189,14 +197,14 @@ class Loops:
         """
         if self.misread:
             raise BadInput(self.misread)
-        if self._is_replay():
+        if (self.pending is not None or not self.stack) and self._is_replay():
             return False
         if self.pending is not None:
             raise NotRestored(
                 "run.step() was called before the loop that the snapshot was taken in: keep the "
                 "loops of the script as they were, or start over with WALRECOVER_RESUME=never"
             )
-        if (thread := threading.get_ident()) != self.thread:
+        if (thread := get_ident()) != self.thread:
             if self.stack:
                 raise BadInput(
                     "run.step() was called in another thread than run.loop(): something reads "
@@ -217,14 +225,14 @@ class Loops:
         for frame in self.stack:
             frame.stepped = True
             frame.items_since_step = 0
-        self.consuming.made(frame.readers for frame in self.stack)
+        self.consuming.made(map(_readers, self.stack))
         return True
 
     def _is_replay(self) -> bool:
         level = len(self.stack)
         if self.pending is None:
             level = BEHIND
-            if self.stack or not self.replays.get(BEHIND):
+            if not self.replays.get(BEHIND):
                 return False
         elif not all(frame.resumed_inside for frame in self.stack) or not self.replays.get(level):
             return False
@@ -243,7 +251,7 @@ class Loops:
 
     def goes_on_elsewhere(self) -> bool:
         """Whether the thread that trains is another one, and alive."""
-        return threading.get_ident() != self.thread and any(
+        return get_ident() != self.thread and any(
             thread.ident == self.thread for thread in threading.enumerate()
         )
 
@@ -256,7 +264,7 @@ class Loops:
     def enter(self, iterables: Sequence[Any]) -> tuple[Frame, str]:
         """Open a loop. Returns its frame and "new", "resumed" or "skipped"."""
         if not self.stack:
-            self.thread = threading.get_ident()
+            self.thread = get_ident()
         self._require_thread()
         ordinal = self.children[-1]
         self.children[-1] += 1
@@ -307,7 +315,7 @@ class Loops:
             *home, which = self.passes.counts[number].home
             source.home = (tuple(home), which)
             count = place.consumed if place else 0
-            coming = self.consuming.coming(source.home, (f.readers for f in self.stack), count)
+            coming = self.consuming.coming(source.home, map(_readers, self.stack), count)
             skips = skipping.of_pass(self.skips, *coming) if self.skips else ()
             source.this = self.keys.pass_of(number, epoch, skips)
 
@@ -381,7 +389,8 @@ class Loops:
 
     def next_item(self, frame: Frame) -> Any:
         """The next item of a loop: first the boundary, where one is due, then the fetch."""
-        self._require_active(frame)
+        if self.misread or self.stack[-1:] != [frame] or get_ident() != self.thread:
+            self._require_active(frame)
         captured: dict[str, Any] | None = None
         if self.step_waiting and (
             self.stepped_in is frame or self.stepped_in is None or self.stepped_in not in self.stack
@@ -414,7 +423,7 @@ class Loops:
         return self.pending.places[self.stack.index(frame)]
 
     def _require_thread(self) -> None:
-        if threading.get_ident() != self.thread:
+        if get_ident() != self.thread:
             self.misread = (
                 "something reads ahead of run.loop() in another thread, so that its position is "
                 "not the training's: let run.loop() be the outermost reader, run.loop(prefetch(…))"

@@ -54,9 +54,8 @@ class Meeting:
         self._requests: set[int] = set()
 
     def promise(self, handing_out: int) -> None:
-        """This rank begins step `handing_out`."""
-        if self.world > 1:
-            os.pwrite(self._promise, struct.pack("<Q", handing_out + AHEAD), 0)
+        """This rank begins step `handing_out`. Needed only where there are other ranks."""
+        os.pwrite(self._promise, struct.pack("<Q", handing_out + AHEAD), 0)
 
     def free_step(self, completed: int) -> int | None:
         """The first step that no rank can have decided about; None before all have promised."""
@@ -97,9 +96,8 @@ class Meeting:
                 )
 
     def read(self) -> int | None:
-        """Take in what was announced. Returns the signal that some rank asked to stop for."""
-        if self.world == 1:
-            return None
+        """Take in what the other ranks announced. Returns the signal that some rank asked to stop
+        for."""
         stamp = os.stat(self.folder).st_mtime_ns
         if stamp != self._stamp or time.time_ns() - stamp < _SAME_TICK_NS:
             self._stamp = stamp

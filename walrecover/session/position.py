@@ -69,7 +69,7 @@ Where = tuple[tuple[int, ...], int]
 """A reader of data: the place of its loop, and which of the loop's iterables it is."""
 
 
-class Known(NamedTuple):
+class Known(msgspec.Struct, frozen=True):
     """What is kept of a reader (specs/13-ledger.md).
 
     `number`: of the reader. `passes`: how many had steps; `varied`: their facts differed. `at`:
@@ -86,7 +86,7 @@ class Known(NamedTuple):
     ids: tuple[Sequence[Any], ...] = ()
 
 
-class Ledger(NamedTuple):
+class Ledger(msgspec.Struct, frozen=True):
     """The readers of a run. `step`: the last one that was made."""
 
     step: int = 0
@@ -100,7 +100,8 @@ def ledger_tree(ledger: Ledger) -> list[Any]:
         digest = known.chain
         for ids in known.ids:
             digest = chain(digest, ids)
-        found.append([list(path), which, list(known.facts), *known[:1], *known[2:5], digest])
+        counted = known.number, known.passes, known.varied, known.at
+        found.append([list(path), which, list(known.facts), *counted, digest])
     return [ledger.step, found]
 
 

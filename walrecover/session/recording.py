@@ -48,7 +48,8 @@ class Recorder:
     def take(self, step: int, values: Mapping[str, Any]) -> None:
         """What `run.step` was given: numbers now, tensors on a device once they have arrived. And
         what the step was given: the digest of its batch."""
-        self._batch = self._loops.batch()
+        loop = self._loops.stepped_in
+        self._batch = None if loop is None else loop.batch.close()
         self._loops.consuming.step = step
         for name, value in values.items():
             number = scalars.number(value)
@@ -60,7 +61,8 @@ class Recorder:
     def record(self, step: int) -> dict[str, Any]:
         """Journal the step. Returns the random state behind it."""
         captured = rng.capture()
-        self._record_notes()
+        if self._loops.consuming.notes:
+            self._record_notes()
         self._journal.append(
             partial(
                 self._completed,
@@ -78,7 +80,8 @@ class Recorder:
         if self._teaches:
             self._teaches = False
             self._journal.append(imports.imported())
-        self.record_arrived()
+        if self._late.moving:
+            self.record_arrived()
         self._alarm.check()
         return captured
 

@@ -259,31 +259,27 @@ class Run:
             self._save(key, self._loops.position(), finished=False)
         if stopping:
             self._stop(key)
-        held = key != self._last_key and self._is_held(step) and self._hold(key)
-        if held:
+        memory = self._settings.memory  # how often a state is kept there that does not go to disk
+        if key != self._last_key and memory and step % memory == 0 and self._hold(key):
             captured = None
-        if held or key == self._last_key:
+            self._salvage.forget()
+        elif key == self._last_key:
             self._salvage.forget()
         else:
             captured = self._salvage.keep(step, self._times[-1], captured or rng.capture())
-        self._meeting.promise(step + 1)
+        if self._ranks.size > 1:
+            self._meeting.promise(step + 1)
         return captured
 
     # -- the boundary's parts -------------------------------------------------------------------
 
     def _is_due(self, step: int) -> bool:
         """Whether one of the steps since the last boundary is to be captured."""
-        passed = range(self._boundary_at + 1, step + 1)
-        self._boundary_at = step
+        last, self._boundary_at = self._boundary_at, step
         paces = self._meeting.paces
-        if len(passed) == 1:  # nearly always
+        if last + 1 == step:  # nearly always
             return is_due(step, paces)
-        return any(is_due(n, paces) for n in passed)
-
-    def _is_held(self, step: int) -> bool:
-        """Whether this boundary's state is kept in memory, where it does not go to disk."""
-        memory = self._settings.memory
-        return memory is not None and step % memory == 0
+        return any(is_due(n, paces) for n in range(last + 1, step + 1))
 
     def _hold(self, key: Key) -> bool:
         began = time.monotonic()

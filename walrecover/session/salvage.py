@@ -12,6 +12,8 @@ import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import msgspec
+
 from walrecover.commits import Key
 from walrecover.errors import StorageFailed, WalrecoverError
 from walrecover.plain import Unstorable
@@ -32,7 +34,7 @@ SLOW_SECONDS, SLOW_SHARE, SLOW_TIMES = 1e-3, 0.05, 16
 """Copies that take more of a step than this, so many times in a row, are made no more."""
 
 
-class Kept(NamedTuple):
+class Kept(msgspec.Struct, frozen=True):
     step: int
     position: Position
     rng: dict[str, Any]

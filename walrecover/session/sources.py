@@ -61,6 +61,11 @@ class Source:
             self.before = copy.deepcopy(self.holder.state_dict())
         return next(self.iterator)
 
+    @property
+    def is_still(self) -> bool:
+        """Whether nothing of what is kept of it moves during a pass."""
+        return self.holder is None and not self.generators
+
     def state(self, *, inside: bool) -> dict[str, Any]:
         """What is kept of it. `inside`: a loop inside the current item is the one being read."""
         kept: dict[str, Any] = {"reads": self._kept_reads}

@@ -137,6 +137,13 @@ class Copies:
             raise TooMuch(f"{name} makes it more than {MAX_VALUES} plain values")
 
 
+def is_plain(value: Any) -> bool:
+    """Whether a value cannot change: a number, a text, a tuple of them."""
+    if type(value) is tuple:
+        return _IMMUTABLE.issuperset(map(type, value))
+    return type(value) in _IMMUTABLE
+
+
 def _are_alike(one: torch.Tensor, other: torch.Tensor) -> bool:
     return (
         one.shape == other.shape

@@ -9,10 +9,9 @@ large to be copied counts as unmoved only where its bytes are those of the last 
 
 from __future__ import annotations
 
-import ctypes
 import operator
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import torch
 from torch.optim.optimizer import register_optimizer_step_pre_hook
@@ -21,14 +20,12 @@ from walrecover import plain
 from walrecover.errors import WalrecoverError
 from walrecover.manifest import digest_of
 from walrecover.shards import TensorData
-from walrecover.torch_adapter.copies import Copies, TooMuch
+from walrecover.torch_adapter.copies import Copies, TooMuch, is_plain
 from walrecover.torch_adapter.leaves import leaf_into
 from walrecover.torch_adapter.objects import Attached, State, state_of
+from walrecover.torch_adapter.owned import Owned
 
-SAMPLE_BYTES = 16
 _TORCHS_OWN = (torch.optim.lr_scheduler.LRScheduler, torch.amp.GradScaler)
-_version = operator.attrgetter("_version")
-_address = torch.Tensor.data_ptr
 
 
 class NotWhole(WalrecoverError):
@@ -50,7 +47,9 @@ class Keeper:
         self._kept: dict[str, Any] | None = None
         self._copies = Copies()
         self._owned = Owned(attached.optimizers)
-        self._hows = [(n, self._how(n, v, attached.kinds[n])) for n, v in attached.objects.items()]
+        hows = {n: self._how(n, v, attached.kinds[n]) for n, v in attached.objects.items()}
+        self._hows = [(name, how) for name, how in hows.items() if how]
+        self._still: dict[str, Any] = {name: {} for name, how in hows.items() if not how}
         self.refusal = _unkeepable(attached)
         self.asks = any(
             kind == "stateful" and not isinstance(attached.objects[name], _TORCHS_OWN)
@@ -69,7 +68,9 @@ class Keeper:
             return
         copies = Copies(self._copies)
         try:
-            kept = {name: how(copies) for name, how in self._hows}
+            kept: dict[str, Any] = {**self._still}
+            for name, how in self._hows:
+                kept[name] = how(copies)
         except TooMuch as error:
             self.refusal = str(error)
             raise
@@ -77,12 +78,13 @@ class Keeper:
         self._copies, self._kept, self._stepped = copies, kept, ""
         self._owned.note()
 
-    def _how(self, name: str, value: Any, kind: str) -> Callable[[Copies], Any]:
-        """What copies an object at a boundary."""
+    def _how(self, name: str, value: Any, kind: str) -> Callable[[Copies], Any] | None:
+        """What copies an object at a boundary; None for a module that has nothing to copy."""
         if kind == "module":
-            return self._modules[name].keep
+            moving = self._modules[name]
+            return moving.keep if moving.moves else None
         if kind == "optimizer":
-            return lambda copies: [_keep_group(group, name, copies) for group in value.param_groups]
+            return Groups(value, name).keep
         if kind == "stateful" and isinstance(value, torch.amp.GradScaler):
             return lambda copies: _keep_scaler(value, copies)
         return lambda copies: copies.of(state_of(value, kind), name)
@@ -169,6 +171,10 @@ class Moving:
     def asks(self) -> bool:
         return bool(self._extra)
 
+    @property
+    def moves(self) -> bool:
+        return bool(self._buffers or self._extra)
+
     def keep(self, copies: Copies) -> dict[str, Any]:
         kept: dict[str, Any] = {}
         for key, buffers, own in self._buffers:
@@ -180,96 +186,53 @@ class Moving:
         return kept
 
 
-def _keep_group(group: dict[str, Any], name: str, copies: Copies) -> dict[str, Any]:
-    values = group.copy()
-    del values["params"]
-    kept: dict[str, Any] = copies.of(values, name)
-    return kept
+class Group(NamedTuple):
+    """A parameter group as it was, `kept` without its parameters. `plain`: its values cannot
+    change, only be exchanged."""
+
+    names: list[str]
+    values: list[Any]
+    kept: dict[str, Any]
+    plain: bool
+
+
+class Groups:
+    """An optimizer's parameter groups: most boundaries find them as the last one did, which is
+    seen without copying them."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer, name: str) -> None:
+        self._optimizer, self._name = optimizer, name
+        self._last: list[Group] = []
+
+    def keep(self, copies: Copies) -> list[dict[str, Any]]:
+        last, now = self._last, []
+        kept = []
+        for n, group in enumerate(self._optimizer.param_groups):
+            values = [*group.values()]
+            same = last[n] if n < len(last) else None
+            if (
+                same is None
+                or not same.plain
+                or len(values) != len(same.values)
+                or not all(map(operator.is_, values, same.values))
+                or [*group] != same.names
+            ):
+                same = self._copy(group, copies)
+            now.append(same)
+            kept.append(same.kept)
+        self._last = now
+        return kept
+
+    def _copy(self, group: dict[str, Any], copies: Copies) -> Group:
+        values = {key: value for key, value in group.items() if key != "params"}
+        kept = copies.of(values, self._name)
+        return Group([*group], [*group.values()], kept, all(map(is_plain, values.values())))
 
 
 def _keep_scaler(value: torch.amp.GradScaler, copies: Copies) -> list[torch.Tensor | None]:
     """Its tensors: its `state_dict` waits for the device."""
     moving = (value._scale, value._growth_tracker)
     return [None if tensor is None else copies.tensor(tensor) for tensor in moving]
-
-
-class Owned:
-    """The parameters that optimizers own, and whether something has gone by their steps.
-
-    An optimizer's step is told by torch's hook. This sees operations that count versions, tensors
-    that were exchanged, and writes past the counters (`.data`, fused kernels), by a few bytes from
-    the middle of each. What resets or loads an optimizer's own state is seen by one entry of it.
-    """
-
-    def __init__(self, optimizers: list[torch.optim.Optimizer]) -> None:
-        self._optimizers = optimizers
-        self._addresses: tuple[int, ...] = ()
-        self._middles: list[Any] = []
-        self._elsewhere: list[tuple[torch.Tensor, torch.Tensor]] = []
-        self._seen: Any = None
-        self._states: Any = None
-
-    def parameters(self) -> list[torch.Tensor]:
-        return [p for o in self._optimizers for group in o.param_groups for p in group["params"]]
-
-    def note(self) -> None:
-        self._seen = self._look()
-        self._states = [_mark(o.state) for o in self._optimizers]
-        if self._elsewhere:
-            with torch.no_grad():
-                kept, now = zip(*self._elsewhere, strict=True)
-                torch._foreach_copy_(kept, now)
-
-    def moved(self) -> str:
-        """What has, with its verb; "" for nothing."""
-        if self._seen != self._look() or not all(
-            torch.equal(kept.view(torch.uint8), now.view(torch.uint8))
-            for kept, now in self._elsewhere
-        ):
-            return "parameters were"
-        if self._states != [_mark(o.state) for o in self._optimizers]:
-            return "an optimizer's state was"
-        return ""
-
-    def _look(self) -> tuple[Any, ...]:
-        parameters = self.parameters()
-        addresses = tuple(map(_address, parameters))
-        if addresses != self._addresses:
-            self._addresses, self._middles = addresses, _middles(parameters)
-            self._elsewhere = _elsewhere(parameters)
-        return sum(map(_version, parameters)), addresses, [m.raw for m in self._middles]
-
-
-def _elsewhere(parameters: Sequence[torch.Tensor]) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Of each parameter on a device some numbers from its middle, and where they are copied to:
-    without waiting for it."""
-    parts = [
-        flat[max(0, (flat.numel() - SAMPLE_BYTES) // 2) :][:SAMPLE_BYTES]
-        for flat in (
-            p.detach().view(-1) for p in parameters if not _on_host(p) and p.is_contiguous()
-        )
-    ]
-    return [(torch.empty_like(part), part) for part in parts]
-
-
-def _mark(state: Any) -> tuple[Any, ...]:
-    """Of an optimizer's state: how much there is, and the versions of its first entry's tensors."""
-    first = next(iter(state.values()), None)
-    tensors = first.values() if isinstance(first, dict) else ()
-    versions = [t._version for t in tensors if isinstance(t, torch.Tensor)]
-    return id(state), len(state), id(first), versions
-
-
-def _on_host(tensor: torch.Tensor) -> bool:
-    return tensor.is_cpu
-
-
-def _middles(parameters: Sequence[torch.Tensor]) -> list[Any]:
-    return [
-        (ctypes.c_char * SAMPLE_BYTES).from_address(p.data_ptr() + (p.nbytes - SAMPLE_BYTES) // 2)
-        for p in parameters
-        if _on_host(p) and p.nbytes >= SAMPLE_BYTES and p.is_contiguous()
-    ]
 
 
 # -- on the way out -------------------------------------------------------------------------------

@@ -26,30 +26,28 @@ VERSION = random.getstate()[0]
 TWISTER = "MT19937"
 SEED = struct.Struct(f"<Q{WORDS.size}s{WORDS.size}s")  # torch's, Python's and NumPy's
 ALL_LEFT = INDEX.pack(624)
+_CUDA_BUILT = bool(torch.version.cuda or torch.version.hip)
 
 
 def capture() -> dict[str, Any]:
     """The state of every generator in use, as plain values: a few microseconds, for every step."""
-    state: dict[str, Any] = {"python": _python(), "torch": generator_state(torch.default_generator)}
+    read = twisters.python()
+    python = packed_python(random.getstate()) if read is None else (VERSION, *read)
+    state: dict[str, Any] = {
+        "python": python,
+        "torch": bytes_of(torch.default_generator.get_state()),
+    }
     module = sys.modules.get("numpy.random")
     if module is not None:
         state["numpy"] = _numpy(module)
-    if _cuda_in_use():
+    if _CUDA_BUILT and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         for device in range(torch.cuda.device_count()):
             state[f"cuda:{device}"] = bytes_of(torch.cuda.get_rng_state(device))
     return state
 
 
-def _python() -> tuple[Any, ...]:
-    """As `random.getstate`, its numbers packed, the index first."""
-    read = twisters.python()
-    if read is not None:
-        return (VERSION, *read)
-    return packed_python(random.getstate())
-
-
 def packed_python(state: Any) -> tuple[Any, ...]:
-    """What `random.getstate` gives, packed."""
+    """What `random.getstate` gives, packed, the index first."""
     version, (*words, index), gauss = state
     return (version, INDEX.pack(index) + WORDS.pack(*words), gauss)
 
@@ -69,13 +67,6 @@ def packed_numpy(state: dict[str, Any]) -> tuple[Any, ...]:
     words, index = state["state"]["key"], state["state"]["pos"]
     packed = words.tobytes() + INDEX.pack(index)
     return (TWISTER, packed, int(state["has_gauss"]), float(state["gauss"]))
-
-
-_CUDA_BUILT = bool(torch.version.cuda or torch.version.hip)
-
-
-def _cuda_in_use() -> bool:
-    return _CUDA_BUILT and bool(torch.cuda.is_initialized())  # type: ignore[no-untyped-call]
 
 
 def restore(state: dict[str, Any]) -> None:
@@ -162,7 +153,9 @@ def seeded(key: bytes, call: Callable[[Any], Any], argument: Any) -> Any:
     python, numpy = twisters.python(), None if module is None else twisters.numpy(module)
     slow: dict[str, Any] = {}
     if python is None or (numpy is None and module is not None):
-        slow = {"python": _python()} | ({} if module is None else {"numpy": _numpy(module)})
+        slow = {"python": packed_python(random.getstate())} | (
+            {} if module is None else {"numpy": _numpy(module)}
+        )
     own = torch.default_generator.get_state()
     seed(key)
     try:

@@ -27,10 +27,10 @@ def number(value: Any) -> float | None:
 
 
 class Late:
-    """Scalars on their way from a device, in order of step."""
+    """Scalars on their way from a device, in order of step. `moving`: those still there."""
 
     def __init__(self) -> None:
-        self._moving: list[tuple[int, str, torch.Tensor, Any]] = []
+        self.moving: list[tuple[int, str, torch.Tensor, Any]] = []
 
     def start(self, step: int, name: str, value: torch.Tensor) -> None:
         """Begin the copy; nothing waits for it."""
@@ -40,20 +40,18 @@ class Late:
         if value.device.type == "cuda":
             event = torch.cuda.Event()  # type: ignore[no-untyped-call]
             event.record(torch.cuda.current_stream(value.device))
-        self._moving.append((step, name, host, event))
+        self.moving.append((step, name, host, event))
 
     def arrived(self, wait: bool = False) -> list[tuple[int, dict[str, float]]]:
         """What has come in since, by step. `wait` for all of it (only at the end of a run)."""
-        if not self._moving:
-            return []
         found: dict[int, dict[str, float]] = {}
         left = []
-        for step, name, host, event in self._moving:
+        for step, name, host, event in self.moving:
             if event is not None and wait:
                 event.synchronize()
             if event is None or event.query():
                 found.setdefault(step, {})[name] = float(host)
             else:
                 left.append((step, name, host, event))
-        self._moving = left
+        self.moving = left
         return sorted(found.items())
