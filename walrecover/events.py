@@ -230,7 +230,8 @@ class Resumed(_Event, frozen=True):
 
     Where another number of ranks had saved it: `saved_by`, how many; `source`, whose position and
     values this rank took; `drawn_anew`, the digests of the generators' states that were begun anew
-    for this rank.
+    for this rank. `arena`, `disk`: the bytes of tensors that came from the arena of the attempt
+    before, and from snapshots; `refused`: why that arena, which was offered, was not used.
     """
 
     step: int
@@ -238,6 +239,9 @@ class Resumed(_Event, frozen=True):
     saved_by: int = 0
     source: int = 0
     drawn_anew: dict[str, bytes] = {}
+    arena: int = 0
+    disk: int = 0
+    refused: str = ""
 
 
 class ResumeVerified(_Event, frozen=True):

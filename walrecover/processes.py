@@ -201,14 +201,18 @@ class Hurry(Protocol):
 
 
 def await_ends(
-    pids: Callable[[], Collection[int]], seconds: float, on_end: OnEnd, hurry: Hurry
+    pids: Callable[[], Collection[int]],
+    seconds: float,
+    on_end: OnEnd,
+    hurry: Hurry,
+    look: float = 1.0,
 ) -> bool:
-    """Wait until none of these children is left; False where that took too long, or `hurry` cut it
-    short."""
+    """Wait until none of these children is left, asked anew every `look` seconds; False where that
+    took too long, or `hurry` cut it short."""
     deadline = time.monotonic() + seconds
     while reap(on_end) and (left := pids()):
         seen = [Seen(pid, at) for pid in left if (at := started_at(pid)) is not None]
-        if _await_all(seen, min(deadline, time.monotonic() + 1.0), hurry):
+        if _await_all(seen, min(deadline, time.monotonic() + look), hurry):
             return False
         if time.monotonic() >= deadline:
             return False

@@ -174,6 +174,10 @@ EXAMPLES: dict[str, ev.Event] = {
         source=1,
         drawn_anew={"torch": bytes(range(16))},
     ),
+    "Resumed from memory": ev.Resumed(step=1200, seconds=0.25, arena=430_000_000, disk=4096),
+    "Resumed from disk": ev.Resumed(
+        step=1200, disk=430_000_000, refused="its saver ended before it was digested"
+    ),
     "StopAnnounced": ev.StopAnnounced(step=1202, signal=15),
     "RunStopped": ev.RunStopped(step=1202),
     "RunStopped full": ev.RunStopped(step=1202, signal=15),

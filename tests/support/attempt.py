@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 import walrecover
-from walrecover import plain, shards
+from walrecover import failpoints, plain, shards
 from walrecover.manifest import digest_of
 from walrecover.session import Run
 from walrecover.session import attach as real_attach
@@ -37,6 +37,7 @@ def attempt(
 ) -> None:
     """Call `script` ("module:function"). `end`: at which step of this attempt, where ("step": as
     `run.step` returns, "boundary": once the boundary is done) and by which signal it is hit."""
+    failpoints.arm(os.environ.get(failpoints.ENVIRONMENT, ""))
     module, _, name = script.partition(":")
     sys.argv = [f"{name}.py"]
     attached: dict[str, Any] = {}

@@ -9,6 +9,7 @@ random generators seeded afresh: nothing it inherits may pass for something rest
 from __future__ import annotations
 
 import atexit
+import ctypes
 import importlib
 import json
 import os
@@ -23,6 +24,7 @@ from pathlib import Path
 from typing import IO, Any
 
 ROOT = Path(__file__).parents[2]
+PR_SET_CHILD_SUBREAPER = 36
 
 
 class Child:
@@ -73,6 +75,14 @@ class ForkServer:
         }
         return Child(self, self.ask(request)["pid"])
 
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def adopt(self, yes: bool) -> None:
+        """Whether what its children leave behind falls to it, as to a supervisor."""
+        self.ask({"adopt": yes})
+
     def ask(self, request: Mapping[str, Any]) -> dict[str, Any]:
         assert self._process.stdin and self._process.stdout
         print(json.dumps(request), file=self._process.stdin, flush=True)
@@ -93,7 +103,10 @@ def serve(requests: IO[str], answers: IO[str]) -> None:
     """Answer until there are no more requests."""
     for line in requests:
         request = json.loads(line)
-        if "wait" in request:
+        if "adopt" in request:
+            ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, request["adopt"])
+            answer = {}
+        elif "wait" in request:
             answer = {"status": _reap(request["wait"])}
         else:
             pid = os.fork()

@@ -15,6 +15,7 @@ import fcntl
 import functools
 import mmap
 import os
+import time
 import weakref
 from collections.abc import Callable
 
@@ -27,11 +28,15 @@ FORMAT = 1
 SPARE_BYTES = 256 << 20
 """What must be left of the memory that is available: the training goes on, and needs some."""
 
+UNMAPPED_SECONDS = 1.0
+"""For the mappings of a process that has just ended to be gone."""
+
 _MAGIC = b"WALRAREN"
 _TOUCHED_AT_ONCE = 16 << 20
-_MADV_DONTFORK, _MADV_DONTDUMP, _MADV_POPULATE_WRITE = 10, 16, 23
+_MADV_REMOVE, _MADV_DONTFORK, _MADV_DONTDUMP, _MADV_POPULATE_WRITE = 9, 10, 16, 23
+_MAP_NORESERVE = 0x4000
 _MAP_FAILED = ctypes.c_void_p(-1).value
-_SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+_SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
 
 
 class Arena:
@@ -83,17 +88,8 @@ class Arena:
     @classmethod
     def attach(cls, fd: int) -> Arena:
         """Map an arena that another process made; owns `fd` from here on. Raises Corrupt."""
-        size = os.fstat(fd).st_size
-        head = os.pread(fd, PAGE, 0)
-        words = [int.from_bytes(head[at : at + 8], "little") for at in (8, 16, 24)]
-        if head[:8] != _MAGIC or len(head) != PAGE or words[0] != FORMAT:
-            raise Corrupt("the memory that was handed over is no arena of this release")
-        _, slots, room = words
-        if slots < 1 or room % PAGE or PAGE + slots * room != size:
-            raise Corrupt(f"an arena of {size} bytes says {slots} slots of {room}")
-        if fcntl.fcntl(fd, fcntl.F_GET_SEALS) & _SEALS != _SEALS:
-            raise Corrupt("the memory that was handed over is not sealed")
-        return cls(fd, _map(fd, size), slots, room)
+        slots, room = _read_head(fd, _SEALS)
+        return cls(fd, _map(fd, PAGE + slots * room), slots, room)
 
     def touch(self) -> None:
         """Have the kernel give all of the memory now: later each new page would cost a capture
@@ -117,14 +113,75 @@ class Arena:
         _advise(self._base, self.bytes, _MADV_DONTDUMP)
         _living.add(self)
 
+    def seal(self, kept: int) -> None:
+        """Have the kernel refuse every write to it from here on, by whomever: it does so only where
+        nobody has it mapped for writing any more, which this process then has not either. All
+        slots but one are given back. No slot must be used any more. Raises OSError."""
+        for slot in self.slots:
+            if slot.number != kept:
+                _advise(slot.address, self.room, _MADV_REMOVE)
+        self._unmap()
+        deadline = time.monotonic() + UNMAPPED_SECONDS
+        while True:
+            try:
+                fcntl.fcntl(self.fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE)
+                return
+            except OSError as error:
+                if error.errno != errno.EBUSY or time.monotonic() > deadline:
+                    raise
+            time.sleep(0.001)
+
     def close(self) -> None:
         """Let go. The slots must not be used any more."""
         if self.fd < 0:
             return
-        self.slots = ()
-        _libc().munmap(ctypes.c_void_p(self._base), ctypes.c_size_t(self.bytes))
+        self._unmap()
         os.close(self.fd)
         self.fd = -1
+
+    def _unmap(self) -> None:
+        if self._base:
+            self.slots = ()
+            _unmap(self._base, self.bytes)
+            self._base = 0
+
+
+class Sealed:
+    """One slot of sealed memory, mapped for this process alone and not for its children. What is
+    written here is nobody else's. `memory` keeps it: a view of any part of that is enough."""
+
+    def __init__(self, fd: int, number: int) -> None:
+        """Keeps no descriptor. Raises Corrupt, OSError."""
+        slots, room = _read_head(fd, _SEALS | fcntl.F_SEAL_WRITE)
+        if not 0 <= number < slots:
+            raise Corrupt(f"an arena of {slots} slots has no slot {number}")
+        address = _map(fd, room, PAGE + number * room, private=True)
+        _advise(address, room, _MADV_DONTFORK)
+        _advise(address, room, _MADV_DONTDUMP)
+        self.memory = (ctypes.c_char * room).from_address(address)
+        weakref.finalize(self.memory, _unmap_here, os.getpid(), address, room).atexit = False
+        self.slot = Slot(number, address, room)
+
+
+def _unmap_here(owner: int, address: int, nbytes: int) -> None:
+    if os.getpid() == owner:  # a forked child has something else there, or nothing
+        _unmap(address, nbytes)
+
+
+def _read_head(fd: int, seals: int) -> tuple[int, int]:
+    """How many slots of how many bytes it has. Raises Corrupt for what is no arena with at least
+    these seals."""
+    size = os.fstat(fd).st_size
+    head = os.pread(fd, PAGE, 0)
+    words = [int.from_bytes(head[at : at + 8], "little") for at in (8, 16, 24)]
+    if head[:8] != _MAGIC or len(head) != PAGE or words[0] != FORMAT:
+        raise Corrupt("the memory that was handed over is no arena of this release")
+    _, slots, room = words
+    if slots < 1 or room % PAGE or PAGE + slots * room != size:
+        raise Corrupt(f"an arena of {size} bytes says {slots} slots of {room}")
+    if fcntl.fcntl(fd, fcntl.F_GET_SEALS) & seals != seals:
+        raise Corrupt("the memory that was handed over is not sealed")
+    return slots, room
 
 
 _living: weakref.WeakSet[Arena] = weakref.WeakSet()
@@ -150,20 +207,24 @@ def _available() -> int | None:
     return cgroups.available(cgroups.memory_cgroup())
 
 
-def _map(fd: int, nbytes: int) -> int:
+def _map(fd: int, nbytes: int, offset: int = 0, *, private: bool = False) -> int:
     """The address. (Python's `mmap` would keep a descriptor of its own, in forked children too.)"""
     found = _libc().mmap(
         None,
         ctypes.c_size_t(nbytes),
         mmap.PROT_READ | mmap.PROT_WRITE,
-        mmap.MAP_SHARED,
+        mmap.MAP_PRIVATE | _MAP_NORESERVE if private else mmap.MAP_SHARED,
         fd,
-        ctypes.c_long(0),
+        ctypes.c_long(offset),
     )
     if found in (None, _MAP_FAILED):
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))
     return int(found)
+
+
+def _unmap(address: int, nbytes: int) -> None:
+    _libc().munmap(ctypes.c_void_p(address), ctypes.c_size_t(nbytes))
 
 
 def _advise(address: int, nbytes: int, advice: int) -> bool:

@@ -12,7 +12,7 @@ from walrecover import skips as skipping
 from walrecover.asof import as_of
 from walrecover.cli import times
 from walrecover.cli.options import as_json, directory, journal_dir, resolve, run_argument
-from walrecover.cli.output import clock, harmless, seconds, write_json
+from walrecover.cli.output import bytes_of, clock, harmless, seconds, write_json
 from walrecover.cli.views import flow, run_row
 
 FILES = 5
@@ -84,7 +84,7 @@ def _draw(item: dict[str, Any]) -> None:
     if item["skips"]:
         _stage("left out", item["left_out"])
     if stages["restored"] is not None:
-        _stage("restored", "every object of every rank", stages["restored"])
+        _stage("restored", f"every object of every rank{_source(item)}", stages["restored"])
     if stages["restored"] is not None and item["saved_by"] not in (None, item["ranks"]):
         _stage("resized", _of_ranks(item))
     if item["proof"]:
@@ -101,6 +101,14 @@ def _draw(item: dict[str, Any]) -> None:
         _stage("saved" if salvaged["saved"] else "not saved", _of_salvage(salvaged))
     if item["decision"]:
         _stage(item["decision"], item["reason"])
+
+
+def _source(item: dict[str, Any]) -> str:
+    """Where the tensors came from."""
+    places = (("memory", item["from_arena"]), ("disk", item["from_disk"]))
+    parts = [f"{bytes_of(nbytes)} from {place}" for place, nbytes in places if nbytes]
+    why = f" (not from memory: {item['refused']})" if item["refused"] else ""
+    return "".join([", " + " and ".join(parts) if parts else "", why])
 
 
 def _of_ranks(item: dict[str, Any]) -> str:

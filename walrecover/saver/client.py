@@ -123,11 +123,11 @@ class Saver:
         if self._parent is not None and self._parent.poll() is not None:
             self._parent = None
 
-    def close(self, *, heirs: bool = False) -> None:
+    def close(self, *, heirs: bool = False, fails: bool = False) -> None:
         """Let go of it: it finishes what there is, and ends. `heirs`: it is to save what was only
-        kept in memory, too, once this process is gone."""
+        kept in memory, too, once this process is gone. `fails`: the script ends in failure."""
         if not heirs:
-            self.tell(msg.End())
+            self.tell(msg.End(fails))
         if self._parent is not None:
             self._parent.wait()
             self._parent = None

@@ -10,7 +10,8 @@ import msgspec
 
 
 class Assignment(msgspec.Struct, frozen=True, kw_only=True):
-    """What the saver is started with. `verified`: manifests that were read back before."""
+    """What the saver is started with. `verified`: manifests that were read back before.
+    `supervisor`: the pid of the process that starts the next attempt, 0 where there is none."""
 
     root: str
     run: str
@@ -21,6 +22,7 @@ class Assignment(msgspec.Struct, frozen=True, kw_only=True):
     world: int
     retention: int
     verified: tuple[str, ...] = ()
+    supervisor: int = 0
 
 
 # --- to the saver ---------------------------------------------------------------------------------
@@ -35,7 +37,9 @@ class Hurry(msgspec.Struct, frozen=True, tag=True):
 
 
 class End(msgspec.Struct, frozen=True, tag=True):
-    """Finish what is there, then end."""
+    """Finish what is there, then end. `fails`: the script has, and may be started again."""
+
+    fails: bool = False
 
 
 Order = Captured | Hurry | End

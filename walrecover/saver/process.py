@@ -16,6 +16,7 @@ from pathlib import Path
 
 import msgspec
 
+from walrecover.arena.layout import Header
 from walrecover.arena.memory import Arena
 from walrecover.commits import Attempt, Commits, Key
 from walrecover.entries import CommitEntry
@@ -24,7 +25,7 @@ from walrecover.events import AttemptBegun
 from walrecover.journal.notes import Notes
 from walrecover.rundir import RunDir
 from walrecover.saver import messages as msg
-from walrecover.saver import roll
+from walrecover.saver import offering, roll
 from walrecover.saver.estate import Estate
 from walrecover.saver.pace import Breath, Standing
 from walrecover.saver.saving import Saving
@@ -41,7 +42,7 @@ class _Line:
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
         sock.setblocking(False)
-        self.ended = self.hurried = self._closed = False
+        self.ended = self.fails = self.hurried = self._closed = False
 
     def tell(self, report: msg.Report) -> None:
         with contextlib.suppress(OSError):  # gone, or it does not read: nothing depends on it
@@ -75,7 +76,7 @@ class _Line:
             if isinstance(order, msg.Hurry):
                 self.hurried = True
             elif isinstance(order, msg.End):
-                self.ended = True
+                self.ended, self.fails = True, order.fails
 
     def wait(self, pidfd: int, seconds: float | None) -> None:
         """Until an order comes, the training process ends, or so many seconds have passed."""
@@ -88,9 +89,9 @@ class _Line:
 
 class _Process:
     def __init__(self, given: msg.Assignment, line: _Line, arena: Arena, trainer: Trainer) -> None:
-        self._line, self._trainer = line, trainer
+        self._given, self._line, self._trainer = given, line, trainer
         run = RunDir(Path(given.root), given.run, Path(given.journal) if given.journal else None)
-        self._run, self._attempt = run, Attempt(given.attempt, given.nonce, given.world)
+        self.run, self._attempt = run, Attempt(given.attempt, given.nonce, given.world)
         writer = _free_name(run, given)
         self.notes = Notes(
             run.stream(given.attempt, given.nonce, writer),
@@ -161,6 +162,13 @@ class _Process:
             self._line.wait(self._trainer.pidfd, seconds)
         else:  # its pidfd would end every wait at once
             time.sleep(VOTES_POLL_SECONDS)
+
+    def leaves(self) -> tuple[int, Header] | None:
+        """A slot that the next attempt may be restored from, once all is done: of a training that
+        has failed, where a supervisor starts it again."""
+        if not self._given.supervisor or (self._line.ended and not self._line.fails):
+            return None
+        return self._saving.voted()
 
     def _inherits(self) -> bool:
         """Once all ranks are gone: save the newest step that all of them have kept in memory. False
@@ -236,12 +244,14 @@ def main(sock: int, memory: int, pidfd: int, assignment: str) -> int:
     _yield_the_disk()
     line = _Line(socket.socket(fileno=sock))
     last = msg.Ended("")
-    process = None
+    trainer = Trainer(pidfd)
+    process = left = None
     try:
         arena = Arena.attach(memory)
-        process = _Process(given, line, arena, Trainer(pidfd))
+        process = _Process(given, line, arena, trainer)
         line.greet()
         process.serve()
+        left = process.leaves()
     except Fenced as error:
         last = msg.Ended(str(error), fenced=True)
     except Exception as error:  # there is nobody else to tell
@@ -250,4 +260,6 @@ def main(sock: int, memory: int, pidfd: int, assignment: str) -> int:
         if process is not None:
             process.notes.close()
         line.tell(last)
+    if process is not None and left is not None:
+        offering.offer(process.run, given, arena, trainer, *left)
     return 0 if not last.reason else 1

@@ -31,7 +31,7 @@ def of_run(run: RunDir, pids: Callable[[], Iterable[int]]) -> set[int]:
     found: set[int] = set()
     for _ in range(2):
         lines = {pid: _command_line(pid) for pid in pids()}
-        found |= {pid for pid, words in lines.items() if _is_saver_of(run, words)}
+        found |= {pid for pid, words in lines.items() if _assignment(run, words)}
         if all(lines.values()):
             break
     return found
@@ -45,14 +45,19 @@ def _command_line(pid: int) -> list[bytes]:
         return []
 
 
-def _is_saver_of(run: RunDir, words: list[bytes]) -> bool:
+def assignment(run: RunDir, pid: int) -> Assignment | None:
+    """What this process was started with, if it is a saver of the run."""
+    return _assignment(run, _command_line(pid))
+
+
+def _assignment(run: RunDir, words: list[bytes]) -> Assignment | None:
     if MODULE.encode() not in words:
-        return False
+        return None
     try:
         given = msgspec.json.decode(words[-1], type=Assignment)
     except msgspec.DecodeError:
-        return False
-    return (given.root, given.run) == (str(run.root), run.name)
+        return None
+    return given if (given.root, given.run) == (str(run.root), run.name) else None
 
 
 def enrol(meeting: Path, rank: int) -> None:

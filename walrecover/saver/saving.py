@@ -93,6 +93,14 @@ class Saving:
             return header.step == self._common
         return header.generation == newest and newest > self._newest_vote
 
+    def voted(self) -> tuple[int, Header] | None:
+        """The newest capture that there is a vote for, and its slot, if it still lies there."""
+        for slot in self._slots:
+            header = slot.judge(lives=False).header
+            if header is not None and header.generation == self._newest_vote:
+                return slot.number, header
+        return None
+
     def heir_of(self, step: int | None) -> None:
         """This is the step that all ranks have kept in memory."""
         self._common = step

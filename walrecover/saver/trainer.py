@@ -49,6 +49,10 @@ class Trainer:
             self._ended = True
         return not self._ended
 
+    def ends_within(self, seconds: float) -> bool:
+        """Wait for its end, at most so long."""
+        return _is_readable(self.pidfd, seconds)
+
     @property
     def is_trusted(self) -> bool:
         """Whether what it left behind in memory may be used as it lies there: not where it died of
@@ -99,10 +103,10 @@ def _pid_of(pidfd: int) -> int:
     return -1
 
 
-def _is_readable(fd: int) -> bool:
+def _is_readable(fd: int, seconds: float = 0.0) -> bool:
     poll = select.poll()
     poll.register(fd, select.POLLIN)
-    return bool(poll.poll(0))
+    return bool(poll.poll(seconds * 1000))
 
 
 def _status_in_proc(pid: int) -> int | None:

@@ -198,8 +198,11 @@ def _give_back(
 
 def _resumed(step: int, seconds: float, restored: Restored | None) -> ev.Resumed:
     deal = restored.deal if restored else None
-    if restored is None or deal is None:
+    if restored is None:
         return ev.Resumed(at=time.time(), step=step, seconds=seconds)
+    came = restored.source._asdict()
+    if deal is None:
+        return ev.Resumed(at=time.time(), step=step, seconds=seconds, **came)
     return ev.Resumed(
         at=time.time(),
         step=step,
@@ -207,6 +210,7 @@ def _resumed(step: int, seconds: float, restored: Restored | None) -> ev.Resumed
         saved_by=restored.saved_by,
         source=deal.source,
         drawn_anew=dealing.digests(restored.rng, deal),
+        **came,
     )
 
 
@@ -217,6 +221,8 @@ def _say_so(journal: Journal, restored: Restored, notes: list[str], ranks: World
     if restored.deal is not None and ranks.rank == 0:
         said = restored.deal.said(restored.saved_by, ranks.size)
         print(f"walrecover: {said}", file=sys.stderr, flush=True)
+    if restored.source.refused:
+        teller(ranks)(f"restored from disk, not from memory: {restored.source.refused}")
     if restored.repair is None:
         return
     rank, names, reason = restored.repair

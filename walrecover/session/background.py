@@ -44,8 +44,10 @@ ROW_BYTES = 256
 class Background(Saver):
     """One rank's saving, in the background."""
 
-    def __init__(self, **settings: Any) -> None:
+    def __init__(self, supervisor: int = 0, **settings: Any) -> None:
+        """`supervisor`: the pid of the process that starts the next attempt, 0 for none."""
         super().__init__(**settings)
+        self._supervisor = supervisor
         self._arena: Arena | None = None
         self._filling: Filling | None = None
         self._process: Process | None = None
@@ -192,6 +194,7 @@ class Background(Saver):
             world=self.world,
             retention=self.retention,
             verified=tuple(sorted(self._verified)),
+            supervisor=self._supervisor,
         )
         self._process = Process(given, self._arena)
 
@@ -218,9 +221,9 @@ class Background(Saver):
         self.say(f"no capture is kept in memory: {reason}")
         self.journal.append(ev.ArenaRefused(at=time.time(), reason=reason))
 
-    def _let_go(self) -> None:
+    def _let_go(self, fails: bool = False) -> None:
         if self._process is not None:
-            self._process.close(heirs=self._leaves_heirs)
+            self._process.close(heirs=self._leaves_heirs, fails=fails)
             self._process = None
         if self._arena is not None:
             self._arena.close()
@@ -322,10 +325,10 @@ class Background(Saver):
             if time.monotonic() > deadline:
                 return
 
-    def close(self) -> None:
+    def close(self, fails: bool = False) -> None:
         """The saver finishes what there is, by itself."""
-        self._let_go()
-        super().close()
+        self._let_go(fails)
+        super().close(fails)
 
 
 _FIELDS = (

@@ -6,6 +6,7 @@ the caller says so in the journal (PlanFailed) and ends.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -19,6 +20,7 @@ from walrecover.events import Code
 from walrecover.failpoints import failpoint
 from walrecover.manifest import Manifest, Part, TensorAt
 from walrecover.rundir import RunDir
+from walrecover.saver import taking
 from walrecover.session import dealing, replicas
 from walrecover.session.position import (
     Place,
@@ -33,6 +35,17 @@ from walrecover.stepcounts import Take
 from walrecover.torch_adapter import memory
 from walrecover.torch_adapter.leaves import build_inline, inline
 from walrecover.torch_adapter.objects import Stored
+
+
+class From(NamedTuple):
+    """Where tensors' bytes came from, and why an arena that was offered was not used."""
+
+    arena: int
+    disk: int
+    refused: str
+
+
+NOWHERE = From(0, 0, "")
 
 
 class Restored(NamedTuple):
@@ -50,6 +63,7 @@ class Restored(NamedTuple):
     deal: Deal | None = None
     saved_by: int = 0
     part: Part | None = None
+    source: From = NOWHERE
 
 
 def read(
@@ -88,7 +102,10 @@ def read(
         notes = (f"step counts that agree: {stepcounts.said(found)}; each rank keeps its own",)
     deal = _deal(run, manifest, base, rank, world, repair) if resized else None
     own = _own_tensors(manifest, source, repair, deal.of_first if deal else frozenset())
-    tensors = _tensors(run, manifest, own)
+    if resized:
+        taking.leave(run, base, range(rank, manifest.world, world))
+    held = taking.NOTHING if resized else taking.take(run, base, rank, world)
+    tensors, came = _tensors(run, manifest, own, held)
     failpoint("restore.read")
     try:
         state = rest["state"]
@@ -102,6 +119,7 @@ def read(
             notes,
             {name: at.digest for name, at in own.items()},
             part=None if resized else manifest.parts[rank],
+            source=came,
         )
     except (KeyError, TypeError, msgspec.ValidationError) as error:
         raise Corrupt(f"{_own(manifest, source)}: no {error} in it") from None
@@ -165,26 +183,42 @@ def _own_tensors(
     }
 
 
-def _tensors(run: RunDir, manifest: Manifest, own: Mapping[str, TensorAt]) -> dict[str, Any]:
+def _tensors(
+    run: RunDir, manifest: Manifest, own: Mapping[str, TensorAt], held: taking.Source
+) -> tuple[dict[str, Any], From]:
+    """Each as (byte tensor, dtype, shape): part of what is held in memory, where that has its
+    bytes, else read. Names of the same bytes share them."""
+    found: dict[tuple[str, str], Any] = {}
+    missing: dict[tuple[str, str], tuple[str, TensorAt]] = {}
+    for name, at in own.items():
+        key = at.file, at.key
+        place = held.places.get(at.digest)
+        if place is not None and held.memory is not None:
+            found[key] = memory.part_of(held.memory, *place)
+        else:
+            missing[key] = name, at
+    from_arena = sum(tensor.numel() for tensor in found.values())
+    found |= _from_disk(run, manifest, missing)
+    everything = sum(tensor.numel() for tensor in found.values())
+    came = From(from_arena, everything - from_arena, held.refused)
+    return {name: (found[at.file, at.key], at.dtype, at.shape) for name, at in own.items()}, came
+
+
+def _from_disk(
+    run: RunDir, manifest: Manifest, missing: Mapping[tuple[str, str], tuple[str, TensorAt]]
+) -> dict[tuple[str, str], Any]:
     sizes = manifest.files()
-    tensors: dict[str, Any] = {}
-    open_shards: dict[str, shards.Shard] = {}
-    read_once: dict[tuple[str, str], Any] = {}
-    try:
-        for name, at in own.items():
-            if at.file not in open_shards:
-                open_shards[at.file] = shards.Shard(run.snapshots, at.file, sizes[at.file])
-            shard = open_shards[at.file]
-            place = (at.file, at.key)
-            if place not in read_once:
-                tensor, view = memory.empty(shard.size_of(at))
-                shard.read(name, at, view)
-                read_once[place] = tensor
-            tensors[name] = (read_once[place], at.dtype, at.shape)
-    finally:
-        for shard in open_shards.values():
-            shard.close()
-    return tensors
+    found: dict[tuple[str, str], Any] = {}
+    with contextlib.ExitStack() as stack:
+        opened = {
+            file: stack.enter_context(shards.Shard(run.snapshots, file, sizes[file]))
+            for file in {file for file, _ in missing}
+        }
+        for key, (name, at) in missing.items():
+            tensor, view = memory.empty(opened[at.file].size_of(at))
+            opened[at.file].read(name, at, view)
+            found[key] = tensor
+    return found
 
 
 def position_tree(position: Position) -> Any:

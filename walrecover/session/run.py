@@ -12,6 +12,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Iterable
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -91,8 +92,9 @@ class Run:
         else:
             prover.begin()
         base = entry.plan.base
-        saver = Saver if settings.memory is None else Background
-        self._saver = saver(
+        watched = settings.supervisor.pid if settings.supervisor else 0
+        saver = Saver if settings.memory is None else partial(Background, watched)
+        self._saver: Saver = saver(
             run=directory,
             journal=journal,
             attempt=entry.number,
@@ -391,7 +393,7 @@ class Run:
         self._leaving.close()
         self._salvage.close()
         self._signals.close()
-        self._saver.close()
+        self._saver.close(fails=self._left)
         if self._lease:
             self._lease.release()
         self._prover.close()

@@ -220,9 +220,10 @@ class Saver:
         self.committed_lsn = self._lsns.get(key, self.committed_lsn)
         self._lsns = {k: lsn for k, lsn in self._lsns.items() if k > key}
 
-    def close(self) -> None:
+    def close(self, fails: bool = False) -> None:
         """Let the keeper finish what it began, then end it. Votes that are missing now will hardly
-        come: where they are a dead rank's, this process must end, too, and soon."""
+        come: where they are a dead rank's, this process must end, too, and soon. `fails`: as the
+        script does, which may be started again."""
         with self._changed:
             self._changed.wait_for(lambda: not self._commits.waiting, FAREWELL_SECONDS)
             self._closing = True

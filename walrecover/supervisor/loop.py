@@ -37,7 +37,7 @@ from walrecover.supervisor.signals import Interrupted, Signals
 from walrecover.supervisor.standby import Kind, Standbys
 from walrecover.supervisor.stopping import Stopping
 from walrecover.supervisor.succession import Succession
-from walrecover.supervisor.watching import Outcome, Watch
+from walrecover.supervisor.watching import Outcome, Watch, ending_offers
 
 GRACE_SECONDS = 60.0
 """From a stop signal to SIGKILL. Longer than the 30 s that torchrun itself gives its workers."""
@@ -78,7 +78,11 @@ def supervise(
     found = Command.find(command, os.environ if environ is None else environ)
     found = found.told(told | keeper.told(found.environ))
     become_subreaper()
-    with Signals() as signals, closing(Standbys(standby, command, run, signals)) as standbys:
+    with (
+        Signals() as signals,
+        closing(Standbys(standby, command, run, signals)) as standbys,
+        ending_offers(run),
+    ):
         try:
             supervision = _Supervision(
                 found,

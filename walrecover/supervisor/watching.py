@@ -6,15 +6,18 @@ ended (`evidence` and `causes` do).
 
 from __future__ import annotations
 
+import contextlib
+import os
+import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from walrecover.causes import Forced
 from walrecover.events import WorkerStarted
 from walrecover.processes import await_ends, children, kill_tree, reap
 from walrecover.rundir import RunDir
-from walrecover.saver import roll
+from walrecover.saver import offers, roll
 from walrecover.supervisor.child import Child, Command, Ending, Unusable, start
 from walrecover.supervisor.evidence import Before
 from walrecover.supervisor.hanging import Monitor
@@ -29,6 +32,9 @@ SWEEP_SECONDS = 5.0
 
 SAVING_SECONDS = 120.0
 """For what the training left in memory to be saved."""
+
+SETTLED_SECONDS = 0.01
+"""Between two looks whether it is."""
 
 FIRST_LOOK_SECONDS, LOOK_SECONDS = 0.2, 2.0
 """Until the first, and between two looks for a successor and at the command's cgroup."""
@@ -45,6 +51,19 @@ class Outcome(NamedTuple):
     peak: int
     seconds: float
     seen: float = 0.0
+
+
+@contextlib.contextmanager
+def ending_offers(run: RunDir) -> Iterator[None]:
+    """Behind the last attempt nobody takes what savers still offer: their memory goes, too."""
+    try:
+        yield
+    finally:
+        savers = roll.of_run(run, children)
+        for pid in offers.settled(run, savers):
+            with contextlib.suppress(ProcessLookupError, ChildProcessError):
+                os.kill(pid, signal.SIGKILL)  # not reaped, so the pid is still its own
+                os.waitpid(pid, 0)
 
 
 class Watch:
@@ -96,7 +115,9 @@ class Watch:
         kept = frozenset() if self._stopping.asked else frozenset(self._standbys.kept())
         on_end = self._standbys.apart(child.note_end)
         survivors = kill_tree(grace, on_end, self._stopping, lambda: kept | self._savers())
-        if self._savers() and not await_ends(self._savers, SAVING_SECONDS, on_end, self._stopping):
+        if self._saving() and not await_ends(
+            self._saving, SAVING_SECONDS, on_end, self._stopping, SETTLED_SECONDS
+        ):
             say("what the training left in memory is not saved: that takes too long")
             kill_tree(0.0, on_end, self._stopping, lambda: kept)
         if survivors:
@@ -104,9 +125,14 @@ class Watch:
             say(f"these processes outlive SIGKILL, and are left behind: {pids}")
 
     def _savers(self) -> set[int]:
-        """Those of this run that are children of ours: what they save is settled before there is
-        another plan."""
+        """Those of this run that are children of ours."""
         return roll.of_run(self._run, children)
+
+    def _saving(self) -> set[int]:
+        """Those that still save: that is settled before there is another plan. The others only
+        offer what they have in memory to the next attempt."""
+        savers = self._savers()
+        return savers - offers.settled(self._run, savers)
 
     def _wait(self, command: Command, child: Child, monitor: Monitor) -> Forced | None:
         """Wait for the child's end, or for a reason to end it, which is returned."""

@@ -68,6 +68,13 @@ def empty(nbytes: int) -> tuple[torch.Tensor, memoryview]:
     return memory, memoryview(raw).cast("B")
 
 
+def part_of(held: ctypes.Array[ctypes.c_char], offset: int, nbytes: int) -> torch.Tensor:
+    """Some of these bytes, as a byte tensor that keeps all of them; not a copy."""
+    if not nbytes:
+        return torch.empty(0, dtype=torch.uint8)
+    return torch.frombuffer(held, dtype=torch.uint8, count=nbytes, offset=offset)
+
+
 def dtype_of(name: Any) -> torch.dtype:
     """Raises Corrupt for a type that torch does not have."""
     kind = getattr(torch, str(name), None)
