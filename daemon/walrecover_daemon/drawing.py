@@ -18,8 +18,8 @@ from walrecover_daemon.html import Markup, tag
 
 Row = dict[str, Any]
 
-BOX_WIDTH, BOX_HEIGHT, GAP = 144, 122, 18
-_LINES = 4
+BOX_WIDTH, BOX_HEIGHT, GAP = 144, 139, 18
+_LINES = 5
 IN_TIME = (
     "restart",
     "restore",
@@ -30,7 +30,7 @@ IN_TIME = (
     "idle",
 )
 """The order in which an attempt goes through the kinds of time, as far as it has one."""
-_CHARACTERS = 20
+_CHARACTERS = 18
 
 
 class Box(NamedTuple):
@@ -51,7 +51,7 @@ def stages(recovery: Row, last_step: int | None) -> list[Box]:
     evidence = f": {recovery['evidence']}" if recovery["evidence"] else ""
     checked = "; ".join(f"step {each['step']} rejected: {each['reason']}" for each in rejected)
     chosen = f"step {base}" if base is not None else "none: from the beginning"
-    again = f", {lost} steps are done again" if lost else ""
+    again = f", {_steps(lost)} done again" if lost else ""
     total = _between(failed, recovery["training_at"])
     decided = recovery["decision"] or "started again"
     pause = f" after {seconds(recovery['delay'])}" if recovery["delay"] else ""
@@ -71,6 +71,10 @@ def stages(recovery: Row, last_step: int | None) -> list[Box]:
         ),
         Box("training", _training(recovery, total), total, "good" if total is not None else ""),
     ]
+
+
+def _steps(count: int) -> str:
+    return "1 step is" if count == 1 else f"{count} steps are"
 
 
 def _restored(recovery: Row) -> str:

@@ -12,7 +12,7 @@ import ipaddress
 from pathlib import Path
 
 from starlette.responses import PlainTextResponse
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from walrecover.errors import BadInput
 
@@ -25,13 +25,14 @@ POLICY = (
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 HEADERS = (
-    (b"content-security-policy", POLICY.encode()),
-    (b"x-content-type-options", b"nosniff"),
-    (b"referrer-policy", b"no-referrer"),
-    (b"cross-origin-opener-policy", b"same-origin"),
-    (b"cross-origin-resource-policy", b"same-origin"),
-    (b"cache-control", b"no-store"),
+    ("content-security-policy", POLICY),
+    ("x-content-type-options", "nosniff"),
+    ("referrer-policy", "no-referrer"),
+    ("cross-origin-opener-policy", "same-origin"),
+    ("cross-origin-resource-policy", "same-origin"),
+    ("cache-control", "no-store"),
 )
+"""Of every answer: the server's own, to what is no request or one too many, among them."""
 
 
 def is_loopback(host: str) -> bool:
@@ -66,16 +67,7 @@ class Guard:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-
-        async def send_guarded(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                known = {name for name, _ in HEADERS}
-                kept = [pair for pair in message["headers"] if pair[0].lower() not in known]
-                message["headers"] = [*kept, *HEADERS]
-            await send(message)
-
-        refusal = self._refusal(scope)
-        await (refusal or self._app)(scope, receive, send_guarded)
+        await (self._refusal(scope) or self._app)(scope, receive, send)
 
     def _refusal(self, scope: Scope) -> PlainTextResponse | None:
         headers = dict(scope["headers"])
@@ -83,7 +75,7 @@ class Guard:
             return PlainTextResponse("nothing here changes anything\n", 405, {"allow": "GET, HEAD"})
         if len(scope["query_string"]) > LONGEST_QUERY:
             return PlainTextResponse("the query is too long\n", 414)
-        if sum(len(name) + len(value) for name, value in scope["headers"]) > MOST_HEADERS:
+        if sum(len(name) + len(value) + 4 for name, value in scope["headers"]) > MOST_HEADERS:
             return PlainTextResponse("the headers are too long\n", 431)
         if not self._any_host and not is_loopback(_name_of(headers.get(b"host", b""))):
             return PlainTextResponse("this is not the host that was asked for\n", 421)

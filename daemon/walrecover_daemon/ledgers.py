@@ -107,7 +107,9 @@ def _said(audit: dict[str, Any]) -> str:
         "violated": "the surviving history did not consume every position exactly once",
     }.get(audit["verdict"], "not proved")
     count = (
-        f"{consumed} positions in {len(passes)} passes" if passes else "no data was read in loops"
+        f"{consumed} positions in {len(passes)} {'pass' if len(passes) == 1 else 'passes'}"
+        if passes
+        else "no data was read in loops"
     )
     missing = f"; {audit['unproven'][0]}" if audit["unproven"] else ""
     return f"{text}: {count}{missing}"

@@ -28,6 +28,7 @@ class Hub:
         self._listeners: set[Listener] = set()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._closed = False
+        self._progress = ""
 
     def begin(self) -> None:
         """In the loop."""
@@ -45,6 +46,7 @@ class Hub:
         self._call(lambda each: each.runs.update(runs))
 
     def told(self, progress: str) -> None:
+        self._progress = progress  # for whoever comes later
         self._call(lambda each: setattr(each, "progress", progress))
 
     def _call(self, note: Callable[[Listener], None]) -> None:
@@ -59,6 +61,8 @@ class Hub:
 
     async def listen(self) -> AsyncIterator[bytes]:
         listener = Listener()
+        listener.progress = self._progress
+        listener.stirred.set()
         self._listeners.add(listener)
         try:
             yield b"retry: 1000\n\n"

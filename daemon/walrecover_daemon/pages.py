@@ -11,8 +11,6 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
-import msgspec
-
 from walrecover.cli.output import clock, seconds
 from walrecover.cli.times import WORDS
 from walrecover.goodput import KINDS
@@ -21,6 +19,7 @@ from walrecover_daemon.html import Child, Markup, join, tag
 from walrecover_daemon.pieces import (
     age,
     live,
+    moment,
     number,
     page,
     percent,
@@ -29,7 +28,9 @@ from walrecover_daemon.pieces import (
     size,
     span,
     table,
+    word,
 )
+from walrecover_daemon.stacks import Hang
 
 Row = dict[str, Any]
 BAD = ("damaged", "ended", "gone")
@@ -46,6 +47,7 @@ class About(NamedTuple):
     problems: Sequence[Row]
     same_name: Sequence[Row]
     ledger: str
+    stacks: Sequence[Hang]
     now: float
 
 
@@ -212,11 +214,11 @@ def _attempts(it: About) -> Markup:
                 (
                     [
                         f"{row['number']}" + (" (fenced)" if row["fenced"] else ""),
-                        clock(row["began"]),
+                        moment(row["began"]),
                         "the beginning" if row["base_step"] is None else f"step {row['base_step']}",
                         span(row["first_step"], row["last_step"]),
                         number(row["superseded_from"]),
-                        _ended(row),
+                        ": ".join(filter(None, (row["cause"], row["evidence"]))),
                         ": ".join(filter(None, (row["decision"], row["reason"]))),
                     ]
                     for row in reversed(it.attempts)
@@ -226,10 +228,27 @@ def _attempts(it: About) -> Markup:
     )
 
 
-def _ended(row: Row) -> Child:
-    said = ": ".join(filter(None, (row["cause"], row["evidence"])))
-    kept = msgspec.json.decode(row["artefacts"] or "[]")
-    return [said, [tag("div", tag("code", path)) for path in kept]]
+def _stacks(it: About) -> Markup:
+    if not it.stacks:
+        return tag("p", "No attempt has left any: none was ended because it hung.")
+    return join([tag("h3", f"Attempt {hang.attempt}"), _of_hang(hang)] for hang in it.stacks)
+
+
+def _of_hang(hang: Hang) -> Child:
+    return [
+        tag("p", hang.reason),
+        [
+            tag(
+                "figure",
+                tag("figcaption", ": ".join(filter(None, (stack.name, stack.note)))),
+                scrolling(f"{stack.name} of attempt {hang.attempt}", tag("pre", stack.text))
+                if stack.text
+                else None,
+            )
+            for stack in hang.stacks
+        ],
+        tag("p", f"… and {hang.more} more files beside these") if hang.more else None,
+    ]
 
 
 def _snapshots(it: About) -> Markup:
@@ -242,7 +261,7 @@ def _snapshots(it: About) -> Markup:
             [
                 f"{row['step']}" + (" (end)" if row["end"] else ""),
                 number(row["attempt"]),
-                f"{clock(row['committed_at'])}, {age(row['committed_at'], it.now)}",
+                [moment(row["committed_at"]), ", ", age(row["committed_at"], it.now)],
                 tag("span", row["status"], class_=f"state {row['status']}"),
                 size(row["bytes"]),
                 seconds(row["seconds"]),
@@ -287,9 +306,9 @@ def _events(it: About) -> Markup:
         ("time", "writer", "event", "what"),
         (
             [
-                clock(row["at"] or 0.0),
-                f"{row['writer']} of {row['attempt']}",
-                row["type"],
+                moment(row["at"]),
+                word(f"{row['writer']} of {row['attempt']}"),
+                word(row["type"]),
                 tag("code", short(row["body"])),
             ]
             for row in it.events
@@ -301,6 +320,7 @@ PARTS: dict[str, tuple[str, Callable[[About], Markup]]] = {
     "glance": ("At a glance", _glance),
     "recovery": ("Recovery", _flow),
     "attempts": ("Attempts", _attempts),
+    "stacks": ("Stacks", _stacks),
     "snapshots": ("Snapshots", _snapshots),
     "time": ("Time", _time),
     "ledger": ("Data", _ledger),

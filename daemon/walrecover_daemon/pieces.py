@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from walrecover.cli.output import seconds
+from walrecover.cli.output import clock, seconds
 from walrecover_daemon.html import Child, Markup, document, tag
 
 
@@ -87,7 +87,9 @@ def percent(value: float | None) -> str:
 
 
 def span(first: int | None, last: int | None) -> str:
-    return "" if first is None or last is None else f"{first} to {last}"
+    if first is None or last is None:
+        return ""
+    return f"{first}" if first == last else f"{first} to {last}"
 
 
 def size(value: int | None) -> str:
@@ -98,6 +100,15 @@ def size(value: int | None) -> str:
             return f"{value:.0f} {unit}"
         value /= 1000  # type: ignore[assignment]
     return f"{value:.1f} TB"
+
+
+def word(text: str) -> Markup:
+    """What is read as one, and so is not broken."""
+    return tag("span", text, class_="word")
+
+
+def moment(at: float | None) -> Child:
+    return tag("time", clock(at)) if at else ""
 
 
 def age(at: float | None, now: float) -> str:

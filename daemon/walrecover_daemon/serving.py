@@ -5,7 +5,6 @@ Owns the socket, and how the two end together.
 
 from __future__ import annotations
 
-import logging
 import socket
 import threading
 from collections.abc import Callable
@@ -17,6 +16,7 @@ import uvicorn
 from walrecover.errors import BadInput
 from walrecover_daemon import guarding
 from walrecover_daemon.asking import Asking
+from walrecover_daemon.connections import Connection
 from walrecover_daemon.keeper import Keeper
 from walrecover_daemon.ledgers import Ledgers
 from walrecover_daemon.live import Hub
@@ -76,11 +76,12 @@ class Serving:
         self._ledgers = Ledgers(job.journal, lambda run: self._hub.changed(frozenset({run})))
         site = Site(asking, self._hub, self._keeper.heard, self._alive, self._ledgers)
         any_host = not guarding.is_loopback(address.host) or address.token is not None
-        logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
         self._server = uvicorn.Server(
             uvicorn.Config(
                 site.app(address.token, any_host=any_host),
-                log_level="warning",
+                log_level="error",  # what is no request is nobody's news
+                headers=list(guarding.HEADERS),
+                http=Connection,
                 access_log=False,
                 server_header=False,
                 ws="none",

@@ -1,7 +1,7 @@
 """The status page as an application: paths to answers.
 
 Owns the routes. What an answer says is `pages`', who may ask `guarding`'s; nothing is read but the
-read model and the package's own static files.
+read model, the package's own static files, and the stacks of hangs by `stacks`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from starlette.responses import HTMLResponse, PlainTextResponse, Response, Strea
 from starlette.routing import Route
 
 from walrecover.entries import is_run_name
-from walrecover_daemon import curves, metrics, pages
+from walrecover_daemon import curves, metrics, pages, stacks
 from walrecover_daemon.asking import Asking
 from walrecover_daemon.guarding import Guard
 from walrecover_daemon.keeper import Heard
@@ -52,7 +52,7 @@ class Site:
         self._static = {name: (folder / name).read_bytes() for name in STATIC}
 
     def app(self, token: str | None, *, any_host: bool) -> Starlette:
-        return Starlette(
+        app = Starlette(
             routes=[
                 Route("/", self.overview),
                 Route("/part/runs", self.runs),
@@ -69,6 +69,8 @@ class Site:
             exception_handlers={404: _not_found, 500: _failed},
             lifespan=self._lifespan,
         )
+        app.router.redirect_slashes = False  # an address that is none leads nowhere
+        return app
 
     @asynccontextmanager
     async def _lifespan(self, app: Starlette) -> AsyncIterator[None]:
@@ -116,15 +118,18 @@ class Site:
         if run is None:
             return None
         asking, number = self._asking, run["id"]
+        attempts = asking.attempts(number)
+        wanted = request.path_params.get("part", "stacks") == "stacks"
         return pages.About(
             run,
-            asking.attempts(number),
+            attempts,
             asking.recoveries(number),
             asking.snapshots(number),
             asking.events(number),
             asking.problems(number),
             same,
             self._ledgers.of(run),
+            stacks.of_run(run["root"], run["name"], attempts) if wanted else (),
             time.time(),
         )
 

@@ -14,8 +14,11 @@ import textwrap
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import httpx
 import pytest
 
+from tests.support import readmodels
+from tests.support.waiting import wait_until
 from walrecover import events as ev
 from walrecover.journal import Reader, find_streams
 from walrecover.rundir import RunDir
@@ -195,6 +198,18 @@ def test_an_endless_loop_is_found_and_the_stacks_name_its_line(folder: Path) -> 
     assert exited.cause == "hang" and hang.reason in exited.evidence
     assert str(artefact.parent) in ended.show()["attempts"][0]["evidence"]
     assert 1.0 < hang.seconds < 3 * hang.limit
+    assert f"line {number} in &lt;module&gt;" in stacks_on_the_page(ended.run)
+
+
+def stacks_on_the_page(run: RunDir) -> str:
+    process = readmodels.daemon("serve", run.root)
+    try:
+        with httpx.Client(base_url=readmodels.address(process), timeout=30) as page:
+            wait_until(lambda: page.get("/readyz").status_code == 200)
+            return page.get(f"/runs/{run.name}/part/stacks").text
+    finally:
+        process.terminate()
+        process.communicate(timeout=60)
 
 
 HOLDS_THE_LOCK = """

@@ -68,7 +68,11 @@ class Browser:
         self.command("Emulation.setEmulatedMedia", features=[scheme])
 
     def screenshot(self, path: Path) -> None:
-        found = self.command("Page.captureScreenshot")
+        """Of the whole page, not only of what the screen shows."""
+        size = self.command("Page.getLayoutMetrics")["cssContentSize"]
+        found = self.command(
+            "Page.captureScreenshot", captureBeyondViewport=True, clip={**size, "scale": 1}
+        )
         path.write_bytes(base64.b64decode(found["data"]))
 
     def complaints(self) -> list[str]:

@@ -18,6 +18,7 @@ import pytest
 
 from tests.support import readmodels
 from tests.support.browser import Browser, chromium
+from tests.support.hostile import served
 from tests.support.protocol import Launch
 from tests.support.readmodels import address
 from tests.support.waiting import wait_until
@@ -129,6 +130,8 @@ def test_a_run_that_dies_is_followed_by_an_open_page(
             browser.run("document.getElementById('h-data')?.scrollIntoView(); scrollTo(0, 0)")
             wait_until(lambda: "being audited" not in browser.text("#part-ledger"), pause=0.1)
             take_pictures(browser, pictures, "run")
+            heard = browser.text("#part-glance")  # nothing happens any more, and that is shown
+            wait_until(lambda: browser.text("#part-glance") != heard, pause=0.1)
             browser.open(url)
             take_pictures(browser, pictures, "runs")
             assert browser.complaints() == []
@@ -170,6 +173,25 @@ def test_the_page_is_used_by_keyboard(tmp_path: Path, browser: Browser) -> None:
 
 
 TAB, ENTER = "\ue004", "\ue007"
+
+
+def test_a_hostile_runs_page_runs_no_script(
+    tmp_path: Path, browser: Browser, pictures: Path
+) -> None:
+    with served(tmp_path) as site:
+        for path in ("runs/evil", ""):
+            browser.open(f"{site.page.base_url}{path}")
+            if path == "runs/evil":
+                wait_until(lambda: of_curve(browser, "points") == 9)
+                wait_until(lambda: "being audited" not in browser.text("#part-ledger"), pause=0.1)
+                assert "<script>window.pwned=1</script>" in browser.text("#part-stacks pre")
+                assert "here it hangs" in browser.text("#part-stacks pre")
+                assert "\u202e" not in browser.text("main")
+                take_pictures(browser, pictures, "hostile")
+            assert browser.run("return typeof window.pwned") == "undefined"
+            assert browser.run("return document.querySelectorAll('img').length") == 0
+        # A script that were there would be refused by the policy, and that would be said here.
+        assert browser.complaints() == []
 
 
 @pytest.mark.slow

@@ -28,6 +28,15 @@ def test_no_text_breaks_out_of_its_place(content: str, attribute: str) -> None:
         assert unescape(rest) == content
 
 
+def test_what_turns_the_direction_of_writing_is_shown() -> None:
+    """Else `exe.txt` could be read as `txt.exe`, and what stands behind it backwards."""
+    turning = "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
+    assert (
+        tag("p", f"a{turning}\u2028\u2029")
+        == "<p>a" + "".join(f"\\u{ord(each):04x}" for each in f"{turning}\u2028\u2029") + "</p>"
+    )
+
+
 def test_only_what_tag_made_is_markup() -> None:
     inner = tag("b", "x")
     assert tag("p", inner) == "<p><b>x</b></p>"

@@ -11,6 +11,8 @@ import msgspec
 
 VERSION = 1
 _CONTROLS = {n: f"\\x{n:02x}" for n in (*range(32), *range(127, 160)) if chr(n) not in "\t\n"}
+_DIRECTIONS = (0x61C, 0x200E, 0x200F, *range(0x2028, 0x202F), *range(0x2066, 0x206A))
+_CONTROLS |= {n: f"\\u{n:04x}" for n in _DIRECTIONS}
 
 
 def write_json(body: dict[str, Any]) -> None:
@@ -29,7 +31,8 @@ def _hook(value: Any) -> Any:
 
 
 def harmless(text: str) -> str:
-    """Text that somebody else wrote, with its control characters shown: a terminal would obey."""
+    """Text that somebody else wrote, with its control characters shown: a terminal would obey, and
+    what turns the direction of writing would have it read as something else."""
     return text.translate(_CONTROLS)
 
 

@@ -13,18 +13,22 @@
   let waiting = false;
   let again = false;
 
-  function stir() {
-    if (waiting) {
-      again = true;
-      return;
-    }
-    waiting = true;
+  function look() {
     for (const part of document.querySelectorAll(".live")) {
       const box = part.getBoundingClientRect();
       const near = box.bottom > -400 && box.top < innerHeight + 400;
       if (near || !part.dataset.seen) htmx.trigger(part, "stirred");
       part.dataset.seen = "1";
     }
+  }
+
+  function stir() {
+    if (waiting) {
+      again = true;
+      return;
+    }
+    waiting = true;
+    look();
     if (place) drawCurve();
     setTimeout(() => {
       waiting = false;
@@ -34,6 +38,10 @@
       }
     }, PAUSE_MS);
   }
+
+  // A run that has gone silent grows older, and nothing else says so.
+  const AGES_MS = 5000;
+  setInterval(() => document.hidden || look(), AGES_MS);
 
   // An audit ends without news of the run: what waits for one looks again, wherever it stands.
   setInterval(() => {
@@ -67,6 +75,7 @@
   const dark = matchMedia("(prefers-color-scheme: dark)");
   let plot = null;
   let shown = null;
+  let thinned = false; // a point is many steps, so that it has a lowest and a highest loss
   let asking = false;
 
   function colour(name) {
@@ -118,12 +127,16 @@
       series: [
         { label: "step" },
         { label: "loss", stroke: colour("--accent"), width: 2, spanGaps: true },
-        { label: "lowest", stroke: colour("--faint"), width: 1, spanGaps: true },
-        { label: "highest", stroke: colour("--faint"), width: 1, spanGaps: true },
+        ...(thinned ? ["lowest", "highest"] : []).map((label) => ({
+          label,
+          stroke: colour("--faint"),
+          width: 1,
+          spanGaps: true,
+        })),
         { label: "does not count", stroke: colour("--bad"), width: 1, dash: [3, 3] },
       ],
       legend: { live: false },
-      bands: [{ series: [3, 2], fill: colour("--band") }],
+      bands: thinned ? [{ series: [3, 2], fill: colour("--band") }] : [],
       hooks: { drawClear: [shade], draw: [mark] },
     };
   }
@@ -136,7 +149,9 @@
       return;
     }
     const crashes = shown.crashes.map((crash) => `${crash.cause} at step ${crash.step}`);
-    const made = shown.shaded.map((span) => `${span.from} to ${span.to}`);
+    const made = shown.shaded.map((span) =>
+      span.from === span.to ? `${span.from}` : `${span.from} to ${span.to}`,
+    );
     const parts = [`Steps ${shown.step[0]} to ${shown.step[count - 1]}`];
     if (losses.length)
       parts.push(`loss from ${losses[0].toPrecision(4)} to ${losses.at(-1).toPrecision(4)}`);
@@ -147,7 +162,14 @@
   }
 
   function draw() {
-    const data = [shown.step, shown.mean, shown.low, shown.high, shown.gone];
+    const wide = shown.low.some((value, at) => value !== shown.high[at]);
+    if (plot && wide !== thinned) {
+      plot.destroy();
+      plot = null;
+    }
+    thinned = wide;
+    const between = thinned ? [shown.low, shown.high] : [];
+    const data = [shown.step, shown.mean, ...between, shown.gone];
     if (plot) plot.setData(data);
     else plot = new uPlot(options(), data, place);
     place.dataset.points = String(shown.step.length);

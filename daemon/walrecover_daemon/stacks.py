@@ -1,0 +1,93 @@
+"""The stacks of hangs, as the supervisor kept them in the run's folder, for its page.
+
+Owns reading these files: only those that an attempt's rows name, below the attempt's own folder,
+through no link, and no more than a page can show. Must not serve anything else.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+
+from walrecover.entries import attempt_label
+from walrecover.rundir import RunDir
+
+MOST_BYTES = 64 * 1024
+"""Of one file; the rest is where the note says."""
+
+MOST_FILES = 16
+"""Of one attempt: ranks that wait for the one that hangs look all the same."""
+
+MOST_ATTEMPTS = 3
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}", re.ASCII)
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC  # opening a FIFO would wait
+
+
+class Stack(NamedTuple):
+    """One file. `note`: why there is no text, or not all of it; else empty."""
+
+    name: str
+    text: str
+    note: str = ""
+
+
+class Hang(NamedTuple):
+    """The stacks of one attempt. `more`: files that are not among them."""
+
+    attempt: int
+    reason: str
+    stacks: Sequence[Stack]
+    more: int = 0
+
+
+def of_run(root: str, name: str, attempts: Sequence[dict[str, Any]]) -> list[Hang]:
+    """The newest attempts that have any, the newest first. `attempts`: rows, the oldest first."""
+    folder = RunDir(Path(root), name).path
+    found: list[Hang] = []
+    for row in reversed(attempts):
+        paths = [str(path) for path in msgspec.json.decode(row["artefacts"] or "[]")]
+        if paths and len(found) < MOST_ATTEMPTS:
+            label = attempt_label(row["number"], row["nonce"])
+            shown = [_stack(folder, label, path) for path in paths[:MOST_FILES]]
+            found.append(Hang(row["number"], row["evidence"], shown, len(paths) - len(shown)))
+    return found
+
+
+def _stack(run: Path, label: str, path: str) -> Stack:
+    """A journal is somebody else's word: what it calls an artefact may be any path."""
+    *folders, name = path.split("/")
+    if folders != ["artefacts", label] or not _NAME.fullmatch(name):
+        return Stack(path, "", "is no file of this attempt: not shown")
+    try:
+        data, size = _read(run, folders, name)
+    except FileNotFoundError:
+        return Stack(path, "", "is not there any more")
+    except OSError as error:
+        return Stack(path, "", f"cannot be shown: {error.strerror or error}")
+    note = f"the first {MOST_BYTES} bytes of {size}" if size > MOST_BYTES else ""
+    return Stack(path, data.decode(errors="replace"), note)
+
+
+def _read(run: Path, folders: Sequence[str], name: str) -> tuple[bytes, int]:
+    """The file's beginning and its size. Raises OSError, also for a link on the way below `run`."""
+    opened = [os.open(run, _FOLDER)]
+    try:
+        for folder in folders:
+            opened.append(os.open(folder, _FOLDER | os.O_NOFOLLOW, dir_fd=opened[-1]))
+        opened.append(os.open(name, _FILE, dir_fd=opened[-1]))
+        found = os.fstat(opened[-1])
+        if not stat.S_ISREG(found.st_mode):
+            raise OSError("it is no file")
+        with open(opened[-1], "rb", closefd=False) as file:
+            return file.read(MOST_BYTES), found.st_size
+    finally:
+        for each in opened:
+            os.close(each)
