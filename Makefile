@@ -21,7 +21,7 @@ COVERAGE_TESTS = $(wildcard tests/unit tests/contract tests/property)
 NOT_IN_TEST    = --ignore=tests/system --ignore=tests/crash_states --ignore=tests/bench
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-system coverage page bench lint format types wheel-test tools clean distclean
+.PHONY: help venv demo test test-system coverage page bench race lint format types wheel-test tools clean distclean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z%-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -70,6 +70,15 @@ page: $(DONE) ## the status page of the directories in ARGS: of a rehearsal with
 
 bench: $(DONE) ## the benchmark table
 	$(PY) -m tests.bench $(BENCH_ARGS)
+
+race: $(DONE) build/race-venv/.installed ## goodput under kills, beside seven other ways to survive them
+	$(PY) -m tests.bench.goodput $(ARGS)
+
+# The others have dependencies of their own: they never come into .venv.
+build/race-venv/.installed: tests/bench/goodput/requirements.txt
+	$(PYTHON) -m venv build/race-venv
+	build/race-venv/bin/python -m pip install -qq --disable-pip-version-check '$(TORCH)' -r $<
+	@touch $@
 
 torture-%: $(DONE) ## a campaign of tests/campaigns, for as long as ARGS says
 	$(PY) -m tests.campaigns.$(subst -,_,$*) $(ARGS)

@@ -12,9 +12,11 @@ from typing import Any
 ROOT = Path(__file__).parents[2]
 
 
-def write(name: str, counts: Mapping[str, Any], seed: int, began: float) -> Path:
+def write(
+    name: str, counts: Mapping[str, Any], seed: int, began: float, path: Path | None = None
+) -> Path:
     """Write the report of a campaign that began at `began` (time.monotonic)."""
-    path = ROOT / "specs" / "campaigns" / f"{name}.json"
+    path = path or ROOT / "specs" / "campaigns" / f"{name}.json"
     body = {
         "campaign": name,
         "counts": dict(counts),

@@ -1,0 +1,18 @@
+"""Under dlrover-run: flash checkpoint to its agent's shared memory every N steps, from which a
+restarted process loads."""
+
+import torch.distributed as dist
+from dlrover.trainer.torch.flash_checkpoint.ddp import DdpCheckpointer, StorageType
+from task import Training, arguments
+
+args = arguments()
+dist.init_process_group("gloo")
+training = Training(args)
+checkpointer = DdpCheckpointer(str(args.folder / "flash"))
+state = checkpointer.load_checkpoint()
+if state:
+    training.restore(state)
+for step in training.steps():
+    if step % args.every == 0:
+        checkpointer.save_checkpoint(step, training.state(), storage_type=StorageType.MEMORY)
+dist.destroy_process_group()
