@@ -34,7 +34,7 @@ SAVERS = 4
 """Processes that one attempt's captures are given to, before it goes on without."""
 
 COMMITTED_SECONDS = 1.0
-"""For the journal to commit what was appended a step ago."""
+"""For the journal to commit what was appended a step ago; training waits for no slower disk."""
 
 SPARE_BYTES = 1 << 20
 ROW_BYTES = 256
@@ -53,7 +53,7 @@ class Background(Saver):
         self._process: Process | None = None
         self._processes = 0
         self._refused = self._idle_now = False
-        self._filled_lsn = 0
+        self._filled_lsn = self._awaited_lsn = 0
         self._leaves_heirs = False
         self._voted: Key | None = None
         self._abandoned: set[Key] = set()
@@ -108,15 +108,26 @@ class Background(Saver):
         return None if newest is None or newest[1].wanted else newest
 
     def _fill(self, capture: Capture, *, wanted: bool, finished: bool) -> bool:
-        """Waits until the events of the capture before survive this process: one whose events are
-        lost with it cannot be saved (rule 6), and so there is always one that can."""
-        self.journal.await_committed(self._filled_lsn, COMMITTED_SECONDS)
-        self._filled_lsn = self.journal.appended
+        """A capture whose events are lost with this process cannot be saved (rule 6): one that is
+        only to be kept is left out while that is true of the one before, so that there is always
+        one that can be."""
+        if not self._is_outlived() and not wanted:
+            return False
+        return self._put(capture, self.journal.appended, wanted=wanted, finished=finished)
+
+    def _is_outlived(self) -> bool:
+        """Whether the events of the capture before survive this process; waited for, but once."""
+        lsn = self._filled_lsn
+        seconds = COMMITTED_SECONDS if lsn > self._awaited_lsn else 0.0
+        self._awaited_lsn = lsn
+        return self.journal.await_committed(lsn, seconds)
+
+    def _put(self, capture: Capture, lsn: int, *, wanted: bool, finished: bool) -> bool:
         slot = self._free_slot(wait=wanted)
         if slot is None or self._filling is None:
             return False
         fields = {name: getattr(capture, name) for name in _FIELDS}
-        fields |= {"lsn": self._filled_lsn, "finished": finished}
+        fields |= {"lsn": lsn, "finished": finished}
         try:
             self._filling.fill(
                 slot, capture.tensors, capture.shared, fields, capture.tree, wanted=wanted
@@ -124,7 +135,8 @@ class Background(Saver):
         except TooLarge as error:
             if not self._has_grown(error):
                 return False
-            return self._fill(capture, wanted=wanted, finished=finished)
+            return self._put(capture, lsn, wanted=wanted, finished=finished)
+        self._filled_lsn = lsn
         return True
 
     def _free_slot(self, *, wait: bool) -> Slot | None:

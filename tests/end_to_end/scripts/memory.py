@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import resource
+import threading
+from typing import Any
 
 import psutil
 import torch
 
 import walrecover
+from walrecover.journal.committer import Committer
 
 from .toy import learn, network, samples, seed
 
@@ -43,3 +46,22 @@ def growing() -> list[int]:
         log["lines"].append(b"." * (1 << 18))
         run.step()
     return [len(b"".join(log["lines"][:n])) for n in range(1, len(log["lines"]) + 1)]
+
+
+def on_a_disk_that_hangs() -> None:
+    """From step 5 on no event is committed any more: the disk does not answer."""
+    seed()
+    model = network()
+    optimizer = torch.optim.AdamW(model.parameters())
+    run = walrecover.attach(model=model, optimizer=optimizer)
+    commit = Committer.commit
+
+    def hang(self: Committer, group: Any) -> None:
+        if run.global_step >= 5:
+            threading.Event().wait()
+        commit(self, group)
+
+    Committer.commit = hang  # type: ignore[method-assign]
+    x, y = next(iter(torch.utils.data.DataLoader(samples(8), 8)))
+    for _ in run.loop(range(STEPS)):
+        run.step(loss=learn(model, optimizer, x, y))
