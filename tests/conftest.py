@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import random
 import signal
+import sys
 import time
 import uuid
 from collections.abc import Iterator
@@ -22,6 +23,11 @@ from hypothesis import HealthCheck, settings
 # worker, two threads are slower than one, and the number of threads decides the last bits.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MKL_NUM_THREADS", "1")
+
+# Else each worker and each process that a test starts compiles everything again: half of the time
+# of collecting, and half a second of every process that imports a session.
+sys.dont_write_bytecode = False
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 # Under nohup, or behind a shell's &, these are ignored, by every process that a test starts, too.
 for _number in (signal.SIGHUP, signal.SIGQUIT):

@@ -12,8 +12,10 @@ from __future__ import annotations
 
 import hashlib
 import os
+from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+
+import msgspec
 
 from walrecover.entries import attempt_label
 from walrecover.errors import BadInput
@@ -23,32 +25,32 @@ from walrecover.manifest import is_run_name
 DIRECTORY = ".walrecover"
 
 
-class RunDir(NamedTuple):
+class RunDir(msgspec.Struct, frozen=True, dict=True):
     """The directory of one run. `root` is the `.walrecover` folder, absolute."""
 
     root: Path
     name: str
     journal_root: Path | None = None
 
-    @property
+    @cached_property
     def path(self) -> Path:
         return self.root / "runs" / self.name
 
-    @property
+    @cached_property
     def sequence(self) -> Path:
         return self.path / "sequence"
 
-    @property
+    @cached_property
     def snapshots(self) -> Path:
         return self.path / "snapshots"
 
-    @property
+    @cached_property
     def journal(self) -> Path:
         if self.journal_root is not None:
             return self.journal_root / self.name / "journal"
         return self.path / "journal"
 
-    @property
+    @cached_property
     def attempts(self) -> Path:
         return self.path / "attempts"
 

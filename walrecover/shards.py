@@ -26,6 +26,8 @@ from walrecover.manifest import FileAt, TensorAt, digest_of
 from walrecover.reuse import Offer, worthwhile
 
 CHUNK_BYTES = 4 << 20
+WORTH_A_THREAD_BYTES = 256 << 10
+"""Fewer are hashed in less time than a thread takes to begin."""
 MAX_PLAIN_BYTES = 4 << 30
 
 
@@ -117,7 +119,7 @@ def write_tensors(
     found, kept = _unchanged(unique, offers or {}, writing)
     rest = {name: tensor for name, tensor in unique.items() if name not in kept}
     unknown = {name: tensor for name, tensor in rest.items() if name not in found}
-    hashed = _begin(lambda: found.update(writing.digests(unknown)))
+    hashed = _begin(lambda: found.update(writing.digests(unknown)), _bytes_of(unknown))
     try:
         with storage(f"cannot write {path}"):
             writing.put(path, rest)
@@ -161,7 +163,7 @@ def _by_two(tensors: Mapping[str, TensorData], writing: Writing) -> dict[str, st
         halves[lighter][name] = tensor
         sizes[lighter] += tensor.nbytes
     found: dict[str, str] = {}
-    hashed = _begin(lambda: found.update(writing.digests(halves[0])))
+    hashed = _begin(lambda: found.update(writing.digests(halves[0])), sizes[0])
     try:
         other = writing.digests(halves[1])
     finally:
@@ -169,8 +171,14 @@ def _by_two(tensors: Mapping[str, TensorData], writing: Writing) -> dict[str, st
     return found | other
 
 
-def _begin(work: Callable[[], None]) -> Callable[[], None]:
-    """Begin work beside this thread's. Returns what waits for it."""
+def _bytes_of(tensors: Mapping[str, TensorData]) -> int:
+    return sum(tensor.nbytes for tensor in tensors.values())
+
+
+def _begin(work: Callable[[], None], nbytes: int) -> Callable[[], None]:
+    """Begin to hash so many bytes beside this thread. Returns what waits for it."""
+    if nbytes < WORTH_A_THREAD_BYTES:
+        return work
     thread = threading.Thread(target=work, name="walrecover-hash")
     try:
         thread.start()
@@ -288,8 +296,9 @@ class Shard:
 
     @functools.cached_property
     def _scratch(self) -> memoryview:
-        """One for all tensors: fresh pages cost more than the hashing."""
-        return memoryview(bytearray(CHUNK_BYTES))
+        """One for all tensors, as large as they need: fresh pages cost more than the hashing."""
+        largest = max((end - begin for begin, end in self._spans.values()), default=0)
+        return memoryview(bytearray(min(CHUNK_BYTES, largest)))
 
     def size_of(self, tensor: TensorAt) -> int:
         if tensor.key not in self._spans:

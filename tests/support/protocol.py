@@ -10,7 +10,7 @@ from __future__ import annotations
 import ctypes
 import functools
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import msgspec
@@ -256,11 +256,15 @@ def load(run: RunDir, ref: SnapshotRef) -> dict[tuple[int, str], bytes]:
     sizes = manifest.files()
     found = {}
     for part in manifest.parts:
-        for name, at in part.tensors.items():
-            with shards.Shard(run.snapshots, at.file, sizes[at.file]) as shard:
-                data = bytearray(shard.size_of(at))
-                shard.read(name, at, data)
-            found[part.rank, name] = bytes(data)
+        with ExitStack() as opened:
+            files = {
+                name: opened.enter_context(shards.Shard(run.snapshots, name, sizes[name]))
+                for name in {at.file for at in part.tensors.values()}
+            }
+            for name, at in part.tensors.items():
+                data = bytearray(files[at.file].size_of(at))
+                files[at.file].read(name, at, data)
+                found[part.rank, name] = bytes(data)
         plain = f"{manifest.name}/rank-{part.rank:05d}.msgpack"
         shards.read_plain(run.snapshots, plain, part.files[plain])
     return found
