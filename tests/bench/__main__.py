@@ -26,6 +26,7 @@ BENCHMARKS = (
     "ledger",
     "daemon",
     "scrub",
+    "goodput",
 )
 
 

@@ -29,8 +29,9 @@ def draw(report: Report, path: Path) -> None:
             zorder=3 if ours else 2,
             label=row["name"],
         )
-    axes.set(xscale="log", yscale="log", xlabel="a kill every", ylabel="training time lost, %")
-    axes.set_xticks(list(RATES.values()), list(RATES), minor=False)
+    axes.set(xscale="log", yscale="log", xlabel="a kill every", ylabel="training time lost")
+    axes.set_xticks(list(RATES.values()), list(RATES), rotation=30, ha="right")
+    axes.yaxis.set_major_formatter(lambda share, _: f"{share:g}%")
     axes.minorticks_off()
     axes.grid(alpha=0.3)
     kills = len(report["seconds_before_each_kill"])

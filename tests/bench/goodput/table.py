@@ -139,16 +139,21 @@ def block(report: Report, kind: str, picture: str) -> str:
     return f"\n{body}\n\n![Training time lost, by how often kills come]({picture})\n"
 
 
+def told_in(page: Path, path: Path) -> str:
+    """What that page tells of the report; nothing before there was a race."""
+    if not path.exists():
+        return ""
+    report = json.loads(path.read_text())["counts"]
+    return block(report, PAGES[page], str(path.with_name(PICTURE).relative_to(page.parent)))
+
+
 def publish(path: Path) -> None:
     """Write the picture beside the report, and the tables into the pages."""
     from tests.bench.goodput import picture
 
-    report = json.loads(path.read_text())["counts"]
-    drawn = path.with_name(PICTURE)
-    picture.draw(report, drawn)
-    for page, kind in PAGES.items():
-        link = str(drawn.relative_to(page.parent))
-        page.write_text(put(page.read_text(), block(report, kind, link)))
+    picture.draw(json.loads(path.read_text())["counts"], path.with_name(PICTURE))
+    for page in PAGES:
+        page.write_text(put(page.read_text(), told_in(page, path)))
 
 
 def percent(share: float) -> str:
