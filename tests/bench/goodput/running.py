@@ -59,10 +59,10 @@ class Running:
 
     def wait(self, so: Callable[[], bool], waiting_for: str) -> None:
         """Until it is so. Raises DidNotRun where it ends before, or nothing comes of it."""
-        size, deadline = -1, 0.0
+        made, deadline = -1, 0.0
         while not so():
-            if self._size != size:
-                size, deadline = self._size, time.monotonic() + PATIENCE_SECONDS
+            if len(self.log().steps) != made:  # a process that only begins is no progress
+                made, deadline = len(self.log().steps), time.monotonic() + PATIENCE_SECONDS
             if time.monotonic() > deadline:
                 raise DidNotRun(f"no {waiting_for} in {PATIENCE_SECONDS:.0f} s{self._hint()}")
             if self._process.poll() is not None and not so():

@@ -54,11 +54,11 @@ def measured(report: Report) -> str:
     top = ceiling(report)
     lines = [
         _line(
-            *("", "goodput", "of the ceiling", "down after a kill", "steps made again"),
+            *("", "goodput", "of the ceiling", "replayed", "down after a kill", "steps made again"),
             *("a save costs", "a step more", "N", "after the kills"),
         ),
-        _line(*["---"] * 9),
-        _line(f"{top['name']}, no kills", percent(top["goodput"]), "", *["–"] * 6),
+        _line(*["---"] * 10),
+        _line(f"{top['name']}, no kills", percent(top["goodput"]), *["–"] * 8),
     ]
     for row in ran(report):
         kills = row["kills"]
@@ -67,6 +67,7 @@ def measured(report: Report) -> str:
                 row["name"],
                 percent(row["goodput"]),
                 percent(row["goodput"] / top["goodput"]),
+                percent(replay(costs_of(row), 60 / report["kills_per_minute"], SEED)),
                 seconds(statistics.median(kill["down"] for kill in kills)),
                 f"{statistics.mean(kill['again'] for kill in kills):.1f}",
                 seconds(row["saving"]["cost"]),
@@ -77,7 +78,7 @@ def measured(report: Report) -> str:
         )
     for row in report["contenders"]:
         if "reason" in row:
-            lines.append(_line(row["name"], *["–"] * 7, f"did not run: {row['reason']}"))
+            lines.append(_line(row["name"], *["–"] * 8, f"did not run: {row['reason']}"))
     return "\n".join(lines)
 
 

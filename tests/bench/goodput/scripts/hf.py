@@ -11,7 +11,15 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 LAST_WRITTEN = "trainer_state.json"
 
 
+TIED = "model.head.weight"
+
+
 class Wrapped(nn.Module):
+    """The model, with what the Trainer asks one whose weights are tied: safetensors refuses to
+    write the second name."""
+
+    _keys_to_ignore_on_save = (TIED,)
+
     def __init__(self, model):
         super().__init__()
         self.model = model
@@ -23,9 +31,11 @@ class Wrapped(nn.Module):
         return {"loss": self.loss}
 
     def state_dict(self, *args, **options):
-        """Without the tied weight's second name, which safetensors refuses."""
         tensors = super().state_dict(*args, **options)
-        return {name: value for name, value in tensors.items() if name != "model.head.weight"}
+        return {name: value for name, value in tensors.items() if name != TIED}
+
+    def tie_weights(self):
+        self.model.head.weight = self.model.characters.weight
 
 
 class Telling(TrainerCallback):
