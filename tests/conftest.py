@@ -73,8 +73,26 @@ def pytest_terminal_summary(
         terminalreporter.write_line(f"hypothesis, to see the same again: {_seed_line(config)}")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+# Where `make coverage` looks, and where what draws no examples is the same in every profile.
+_COVERED = tuple(Path(__file__).with_name(name) for name in ("unit", "contract"))
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    what = "leave out what `make coverage` runs just the same: its tests that draw no examples"
+    parser.addoption("--after-coverage", action="store_true", help=what)
+
+
+def _is_covered(item: pytest.Item) -> bool:
+    drawn = item.get_closest_marker("hypothesis") is not None
+    return not drawn and any(folder in item.path.parents for folder in _COVERED)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """The slow ones first: at the end, one of them would keep one worker while the others idle."""
+    if config.option.after_coverage:
+        again = [item for item in items if _is_covered(item)]
+        config.hook.pytest_deselected(items=again)
+        items[:] = [item for item in items if not _is_covered(item)]
     items.sort(key=lambda item: item.get_closest_marker("slow") is None)
 
 
@@ -91,16 +109,47 @@ _HELPERS = ("multiprocessing.resource_tracker", "multiprocessing.forkserver", "t
 _GRACE_SECONDS = 3.0
 
 
-def _marked() -> Iterator[psutil.Process]:
-    for pid in psutil.pids():
-        with contextlib.suppress(OSError, psutil.Error):
-            if _MARK in Path(f"/proc/{pid}/environ").read_bytes():
-                yield psutil.Process(pid)
+# Processes without any such mark, by pid and by the inode, which differs once a pid is given out
+# again: to read every process's environment twice a test took half a minute in all.
+_strangers: set[tuple[int, int]] = set()
+
+
+def _marked() -> set[int]:
+    """Whatever carries the mark, whoever its parent is now."""
+    global _strangers
+    found, strangers = set(), set()
+    for entry in os.scandir("/proc"):
+        with contextlib.suppress(ValueError, OSError):
+            known = (int(entry.name), entry.inode())
+            if known not in _strangers:
+                environ = Path(entry.path, "environ").read_bytes()
+                if _MARK in environ:
+                    found.add(known[0])
+                # Without any it is in the midst of exec; with another's it is a fork of a worker.
+                if not environ or _MARK_NAME.encode() in environ:
+                    continue
+            strangers.add(known)
+    _strangers = strangers
+    return found
+
+
+def _below(pid: int) -> set[int]:
+    """All descendants."""
+    found: set[int] = set()
+    with contextlib.suppress(OSError):
+        for task in os.listdir(f"/proc/{pid}/task"):
+            with contextlib.suppress(OSError):
+                children = Path(f"/proc/{pid}/task/{task}/children").read_text()
+                found.update(map(int, children.split()))
+    return found.union(*map(_below, found))
 
 
 def _offspring() -> set[psutil.Process]:
-    me = psutil.Process()
-    return {*me.children(recursive=True), *_marked()} - {me}
+    found = set()
+    for pid in (_below(os.getpid()) | _marked()) - {os.getpid()}:
+        with contextlib.suppress(psutil.Error):
+            found.add(psutil.Process(pid))
+    return found
 
 
 def _counts(process: psutil.Process) -> bool:

@@ -75,16 +75,17 @@ def error_names() -> set[str]:
     """Every class of the package that is raised with a message."""
     found = {"TypeError", "SystemExit"}
     found |= {name for name, value in vars(errors).items() if isinstance(value, type)}
+    nodes = (node for _, tree in sources() for node in ast.walk(tree))
+    classes = [node for node in nodes if isinstance(node, ast.ClassDef)]
     grown = True
     while grown:
         grown = False
-        for _, tree in sources():
-            for node in ast.walk(tree):
-                if isinstance(node, ast.ClassDef) and node.name not in found:
-                    bases = {base.id for base in node.bases if isinstance(base, ast.Name)}
-                    if bases & found:
-                        found.add(node.name)
-                        grown = True
+        for node in classes:
+            if node.name not in found:
+                bases = {base.id for base in node.bases if isinstance(base, ast.Name)}
+                if bases & found:
+                    found.add(node.name)
+                    grown = True
     return found - {"Stopped"}
 
 
@@ -152,6 +153,7 @@ def is_message(text: str) -> bool:
     )
 
 
+@functools.cache
 def messages() -> dict[str, str]:
     """Where each message of the source stands, by its text."""
     names = error_names() | SPEAKERS

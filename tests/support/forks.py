@@ -7,6 +7,7 @@ woken is known by its pid: signals are the caller's.
 
 from __future__ import annotations
 
+import gc
 import importlib
 import json
 import os
@@ -120,6 +121,8 @@ def _be_child(target: str, arguments: dict[str, Any]) -> None:
 if __name__ == "__main__":
     for name in _PRELOADED:
         importlib.import_module(name)
+    gc.collect()
+    gc.freeze()  # else a child's first collection copies all that it has inherited
     out = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     serve(sys.stdin, out)
