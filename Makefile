@@ -6,6 +6,9 @@ WORKERS ?= 2
 # Passed on to pytest, to the demo, to the benchmarks, to a campaign.
 PYTEST_ARGS ?=
 DEMO_ARGS ?=
+# Where the demo's runs are kept, until the next one.
+DEMO ?= build/demo
+KILLS ?= 5
 BENCH_ARGS ?=
 ARGS ?=
 
@@ -35,8 +38,9 @@ $(DONE): pyproject.toml
 	$(PY) -m pip install -qq --disable-pip-version-check -e '.[torch,daemon,dev]'
 	@touch $@
 
-demo: $(DONE) ## crash a small GPT five times and compare the bits
-	$(BIN)/walrecover rehearse --kills 5 --seed 1 -- $(PY) examples/char_gpt.py $(DEMO_ARGS)
+demo: $(DONE) ## crash a small GPT five times, compare the bits, and leave a page to open
+	rm -rf $(DEMO)
+	$(BIN)/walrecover rehearse --kills $(KILLS) --seed 1 --keep $(DEMO) --page -- $(PY) examples/char_gpt.py $(DEMO_ARGS)
 
 test: $(DONE) ## the tests that need no more than Python
 	$(PY) -m pytest tests $(SPREAD) $(NOT_IN_TEST) $(PYTEST_ARGS)
@@ -65,8 +69,8 @@ else
 	$(PY) -m pytest $(COVERAGE_TESTS) $(SPREAD) -q --cov --cov-report=term-missing:skip-covered $(PYTEST_ARGS)
 endif
 
-page: $(DONE) ## the status page of the directories in ARGS: of a rehearsal with --keep DIR, DIR/killed
-	$(BIN)/walrecover-daemon serve $(ARGS)
+page: $(DONE) ## the status page of what the demo kept, or of the directories in ARGS
+	$(BIN)/walrecover-daemon serve $(or $(ARGS),$(DEMO)/killed)
 
 bench: $(DONE) ## the benchmark table
 	$(PY) -m tests.bench $(BENCH_ARGS)

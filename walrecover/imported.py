@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import msgspec
 
-from walrecover.files import write_durably
+from walrecover.errors import Corrupt
+from walrecover.files import read_regular, write_durably
 from walrecover.rundir import RunDir
 
 _NAME = "imported.json"
+_MOST_BYTES = 64 * 1024
 
 
 class Imported(msgspec.Struct, frozen=True):
@@ -30,7 +32,7 @@ def write(run: RunDir, note: Imported) -> None:
 def entries_of(run: RunDir) -> int:
     """How many entries came with an import; 0 for a run that began here."""
     try:
-        found = msgspec.json.decode((run.path / _NAME).read_bytes(), type=Imported)
-    except (OSError, msgspec.MsgspecError):
+        found = msgspec.json.decode(read_regular(run.path, _NAME, _MOST_BYTES), type=Imported)
+    except (OSError, Corrupt, msgspec.MsgspecError):
         return 0
     return found.entries

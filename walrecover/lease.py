@@ -14,12 +14,14 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from walrecover.files import make_directory, replace_file
+from walrecover.errors import Corrupt
+from walrecover.files import make_directory, read_regular, replace_file
 
 LENGTH_SECONDS = 30.0
 BEAT_SECONDS = 5.0
 _LOOK_SECONDS = 0.5
 _NAME = "lease"
+_MOST_BYTES = 1024
 
 
 class Lease:
@@ -76,6 +78,6 @@ def is_held(folder: Path, length: float | None = None) -> bool:
 def counter(folder: Path) -> bytes:
     """What the holder last wrote; nothing where there is no lease."""
     try:
-        return (folder / _NAME).read_bytes()
-    except OSError:
+        return read_regular(folder, _NAME, _MOST_BYTES)
+    except (OSError, Corrupt):
         return b""

@@ -6,6 +6,7 @@ Data goes to stdout, everything else to stderr. Exit codes: 0; 1 the read model 
 
 from __future__ import annotations
 
+import re
 import signal
 import sys
 import threading
@@ -37,6 +38,18 @@ _read_model = click.option(
 )
 
 
+class _Time(click.ParamType[float]):
+    name = "TIME"
+
+    def convert(
+        self, value: str, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        found = re.fullmatch(r"(\d{1,9}(?:\.\d+)?)(s|m|h)", value, re.ASCII)
+        if found is None:
+            self.fail(f"{value!r}: give a number and its unit, such as 90s, 30m or 8h", param, ctx)
+        return float(found[1]) * {"s": 1, "m": 60, "h": 3600}[found[2]]
+
+
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="walrecover-daemon")
 def group() -> None:
@@ -58,6 +71,7 @@ def group() -> None:
     help="Its port; 0 for any.",
 )
 @click.option("--token-file", metavar="FILE", help="What readers of the page must know.")
+@click.option("--for", "seconds", type=_Time(), help="End by itself after so long: 30m.")
 @click.option("--insecure", is_flag=True, help="Serve any address without a token.")
 def serve(
     directories: tuple[str, ...],
@@ -67,6 +81,7 @@ def serve(
     host: str,
     port: int,
     token_file: str | None,
+    seconds: float | None,
     insecure: bool,
 ) -> int:
     path, job = _job(directories, journal_dir, read_model, once=once)
@@ -84,7 +99,7 @@ def serve(
         sys.stdout.write(f"{serving.url_of(bound)}\n")
         sys.stdout.flush()
         site = serving.Serving(job, address, _say)
-        with _stopped_by_signals(site.stop):
+        with _stopped_by_signals(site.stop, seconds):
             return site.run(bound)
 
 
@@ -121,16 +136,16 @@ def _keep(job: Job) -> int:
 
 
 @contextmanager
-def _stopped_by_signals(stop: Callable[[], None]) -> Iterator[None]:
-    """SIGTERM and SIGINT end the follower in order: not in the handler, which may have
-    interrupted anything."""
+def _stopped_by_signals(stop: Callable[[], None], seconds: float | None = None) -> Iterator[None]:
+    """SIGTERM and SIGINT end the follower in order, or the end of its time: not in the handler,
+    which may have interrupted anything."""
     asked = threading.Event()
 
     def hear(*_: object) -> None:
         asked.set()
 
     def await_it() -> None:
-        asked.wait()
+        asked.wait(seconds)
         stop()
 
     before = {number: signal.signal(number, hear) for number in (signal.SIGTERM, signal.SIGINT)}

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Sequence
+from math import isfinite
 from typing import Any, NamedTuple
 
 import msgspec
@@ -170,12 +171,13 @@ def timeline(attempts: Sequence[Row], latest: float) -> Markup | None:
 
 
 def _attempt(row: Row, top: int, left: float, right: float) -> Markup:
-    spent = msgspec.json.decode(row["spent"]) if row["spent"] else {}
+    told = msgspec.json.decode(row["spent"]) if row["spent"] else {}
+    spent: dict[str, float] = {kind: told.get(kind) or 0.0 for kind in KINDS}  # null: not finite
     width, at, parts = max(2.0, right - left), left, []
     total = sum(spent.values()) or 1.0
     for kind in IN_TIME:
-        part = width * spent.get(kind, 0.0) / total
-        parts.append(_bar(at, top + 5, part, 14, kind, spent.get(kind, 0.0)))
+        part = width * spent[kind] / total
+        parts.append(_bar(at, top + 5, part, 14, kind, spent[kind]))
         at += part
     return tag(
         "g",
@@ -224,4 +226,4 @@ def spending(run: Row) -> Markup | None:
 
 
 def _n(value: float) -> str:
-    return f"{value:.1f}"
+    return f"{value:.1f}" if isfinite(value) else "0"

@@ -11,7 +11,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 
-from walrecover.errors import BadInput
+from walrecover.errors import BadInput, WalrecoverError
 from walrecover.journal import START, StreamId, find_streams
 from walrecover.journal.stream import stream_at
 from walrecover_daemon.finding import Finder, Place, Stirred, names_of
@@ -23,6 +23,12 @@ from walrecover_daemon.tables import StreamRow, Tables
 
 MOST_RUNS = 256
 """Runs that are held in memory."""
+
+REST_SECONDS = 60.0
+"""A run that cannot be told is not looked at for so long."""
+
+_UNTELLABLE = (ArithmeticError, LookupError, RecursionError, TypeError, ValueError)
+"""What somebody else's numbers and names may raise: nothing of the read model's or the disk's."""
 
 
 class Follower:
@@ -44,6 +50,7 @@ class Follower:
         self._hot: OrderedDict[Place, Run] = OrderedDict()
         self._ids: dict[Place, tuple[int, str]] = {}
         self._gone: set[Place] = set()
+        self._rest: dict[Place, float] = {}
         self._recalled = False
         self.read = 0
 
@@ -97,11 +104,14 @@ class Follower:
                 if read >= SLICE:
                     left += stirred[place:]
                     break
-                count, more = self._follow(one, seen, touched)
-                read += count
-                left += more
-            touched |= self._settle_due()
-            self._cool()
+                if time.monotonic() < self._rest.get(one.place, 0.0):
+                    continue
+                with self._apart(one.place, touched):
+                    count, more = self._follow(one, seen, touched)
+                    read += count
+                    left += more
+            self._settle_due(touched)
+            self._cool(touched)
         for note in seen:
             note()
         self.read += read
@@ -118,8 +128,9 @@ class Follower:
         """Bring up the rows that are due, or all."""
         if not self._recalled:
             self.follow([])
+        touched: set[int] = set()
         with self._all_or_nothing():
-            touched = self._settle_due(everything=everything)
+            self._settle_due(touched, everything=everything)
         if touched:
             self._changed(touched)
 
@@ -141,6 +152,22 @@ class Follower:
             self._recalled = False  # what is in memory is ahead of what is written
             self._hot.clear()
             raise
+
+    @contextlib.contextmanager
+    def _apart(self, place: Place, touched: set[int]) -> Iterator[None]:
+        """One run: what nobody can tell of its journals is said in its row, and ends no other."""
+        number = self._number(place)
+        try:
+            with self._model.part():
+                yield
+        except WalrecoverError:
+            raise
+        except _UNTELLABLE as error:
+            self._hot.pop(place, None)
+            self._rest[place] = time.monotonic() + REST_SECONDS
+            problem = f"what its journals say cannot be told: {type(error).__name__}: {error}"
+            self._tables.set_state(number, "damaged", problem)
+            touched.add(number)
 
     # --- a run ----------------------------------------------------------------------------------
 
@@ -191,9 +218,7 @@ class Follower:
         if place in self._hot:
             self._hot.move_to_end(place)
             return self._hot[place]
-        if place not in self._ids:
-            self._ids[place] = self._tables.add_run(*place), ""
-        number, born = self._ids[place]
+        number, born = self._number(place), self._ids[place][1]
         run = Run(number, place, self._finder.run(place), born)
         for row in self._tables.streams(number):
             stream = Stream(row)
@@ -205,14 +230,20 @@ class Follower:
         self._read_sequence(run, [])
         return run
 
-    def _cool(self) -> None:
+    def _number(self, place: Place) -> int:
+        if place not in self._ids:
+            self._ids[place] = self._tables.add_run(*place), ""
+        return self._ids[place][0]
+
+    def _cool(self, touched: set[int]) -> None:
         """Let go of the runs that stirred longest ago."""
         while len(self._hot) > MOST_RUNS:
             run = next(iter(self._hot.values()))
-            if run.due is not None:
-                self._stories.settle(run)
-            self._store(run)
-            del self._hot[run.place]
+            with self._apart(run.place, touched):
+                if run.due is not None:
+                    self._stories.settle(run)
+                self._store(run)
+            self._hot.pop(run.place, None)
 
     def _store(self, run: Run) -> None:
         for stream in run.streams.values():
@@ -255,10 +286,10 @@ class Follower:
 
     # --- stories --------------------------------------------------------------------------------
 
-    def _settle_due(self, *, everything: bool = False) -> set[int]:
-        now, settled = time.monotonic(), set()
+    def _settle_due(self, touched: set[int], *, everything: bool = False) -> None:
+        now = time.monotonic()
         for run in list(self._hot.values()):
             if run.due is not None and (everything or run.due <= now):
-                self._stories.settle(run)
-                settled.add(run.id)
-        return settled
+                touched.add(run.id)
+                with self._apart(run.place, touched):
+                    self._stories.settle(run)

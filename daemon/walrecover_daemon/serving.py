@@ -122,9 +122,13 @@ class Serving:
 
     def _progress(self, progress: Progress) -> None:
         if progress.waiting:
-            said = f"reading: {progress.events} events, {progress.waiting} runs to go"
+            said = f"reading: {progress.events} events, {_runs(progress.waiting)} to go"
         else:
-            said = f"{progress.runs} {'run' if progress.runs == 1 else 'runs'} followed"
+            said = f"{_runs(progress.runs)} followed"
         if said != self._said:
             self._hub.told(said)
         self._said = said
+
+
+def _runs(count: int) -> str:
+    return "1 run" if count == 1 else f"{count} runs"

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import re
-import stat
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +15,8 @@ from typing import Any, NamedTuple
 import msgspec
 
 from walrecover.entries import attempt_label
+from walrecover.errors import Corrupt
+from walrecover.files import open_regular
 from walrecover.rundir import RunDir
 
 MOST_BYTES = 64 * 1024
@@ -27,8 +28,6 @@ MOST_FILES = 16
 MOST_ATTEMPTS = 3
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}", re.ASCII)
-_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
-_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC  # opening a FIFO would wait
 
 
 class Stack(NamedTuple):
@@ -63,31 +62,17 @@ def of_run(root: str, name: str, attempts: Sequence[dict[str, Any]]) -> list[Han
 
 def _stack(run: Path, label: str, path: str) -> Stack:
     """A journal is somebody else's word: what it calls an artefact may be any path."""
-    *folders, name = path.split("/")
-    if folders != ["artefacts", label] or not _NAME.fullmatch(name):
+    folder, _, name = path.rpartition("/")
+    if folder != f"artefacts/{label}" or not _NAME.fullmatch(name):
         return Stack(path, "", "is no file of this attempt: not shown")
     try:
-        data, size = _read(run, folders, name)
+        with os.fdopen(open_regular(run, path), "rb") as file:
+            data, size = file.read(MOST_BYTES), os.fstat(file.fileno()).st_size
     except FileNotFoundError:
         return Stack(path, "", "is not there any more")
     except OSError as error:
-        return Stack(path, "", f"cannot be shown: {error.strerror or error}")
+        return Stack(path, "", f"cannot be shown: {error.strerror}")
+    except Corrupt as error:
+        return Stack(path, "", f"cannot be shown: {error}")
     note = f"the first {MOST_BYTES} bytes of {size}" if size > MOST_BYTES else ""
     return Stack(path, data.decode(errors="replace"), note)
-
-
-def _read(run: Path, folders: Sequence[str], name: str) -> tuple[bytes, int]:
-    """The file's beginning and its size. Raises OSError, also for a link on the way below `run`."""
-    opened = [os.open(run, _FOLDER)]
-    try:
-        for folder in folders:
-            opened.append(os.open(folder, _FOLDER | os.O_NOFOLLOW, dir_fd=opened[-1]))
-        opened.append(os.open(name, _FILE, dir_fd=opened[-1]))
-        found = os.fstat(opened[-1])
-        if not stat.S_ISREG(found.st_mode):
-            raise OSError("it is no file")
-        with open(opened[-1], "rb", closefd=False) as file:
-            return file.read(MOST_BYTES), found.st_size
-    finally:
-        for each in opened:
-            os.close(each)

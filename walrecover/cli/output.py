@@ -90,7 +90,10 @@ def seconds(value: float | None) -> str:
 
 
 def clock(at: float) -> str:
-    """A moment for people, in local time."""
+    """A moment for people, in local time; the number, where no calendar has it."""
     import time
 
-    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(at)) if at else ""
+    try:
+        return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(at)) if at else ""
+    except (OverflowError, ValueError, OSError):
+        return f"{at:g}"

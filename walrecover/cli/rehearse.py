@@ -47,6 +47,12 @@ from walrecover.cli.options import as_json
     help="Run it undisturbed twice first: whether it is the same by itself, and if not, which step "
     "and quantity differ first, and what usually makes them.",
 )
+@click.option(
+    "--page",
+    is_flag=True,
+    help="Keep both runs, and serve the status page of the killed one in the background, for 30 "
+    "minutes.",
+)
 @as_json
 @click.argument("cmd", nargs=-1, required=True, type=click.UNPROCESSED, metavar="-- CMD…")
 def command(
@@ -56,6 +62,7 @@ def command(
     memory_every: str | None,
     keep: Path | None,
     determinism: bool,
+    page: bool,
     as_json: bool,
     cmd: tuple[str, ...],
 ) -> int:
@@ -70,5 +77,6 @@ def command(
         memory_every=memory_every,
         keep=keep,
         determinism=determinism,
+        page=page,
         json=as_json,
     )

@@ -20,6 +20,7 @@ from walrecover.rehearse import readout, report
 from walrecover.rehearse.compare import Difference, compare, weights_digest
 from walrecover.rehearse.flow import Flows
 from walrecover.rehearse.kill import Killer, Strike
+from walrecover.rehearse.page import leave
 from walrecover.rehearse.plan import Kill, aim_of, draw, pace_for, reach, shortcomings
 from walrecover.rehearse.readout import Timing, Unfinished
 from walrecover.rehearse.report import Progressing, Result
@@ -55,12 +56,14 @@ def rehearse(
     memory_every: str | None = None,
     keep: Path | None = None,
     determinism: bool = False,
+    page: bool = False,
     json: bool = False,
     console: Console | None = None,
 ) -> int:
     """Rehearse the crash of a command; 0 only if the killed run ended with the same bits and all
     kills landed as they should. `determinism`: two undisturbed runs come first, and if they differ
-    nothing is killed. For the main thread. Raises BadInput, CannotRehearse and other
+    nothing is killed. `page`: the runs are kept, and the killed one's page is left behind, for a
+    while. For the main thread. Raises BadInput, CannotRehearse and other
     WalrecoverErrors."""
     asked = pace.parse(every) if every else None
     if memory_every:
@@ -69,17 +72,19 @@ def rehearse(
         raise BadInput("--kills is a whole number from 1")
     began = time.monotonic()
     progress = Progressing(console)
-    with ended_by_sigterm(), scratch_directory(keep, progress.line) as scratch:
+    with ended_by_sigterm(), scratch_directory(keep, progress.line, kept=page) as scratch:
         with progress:
             rehearsal = _Rehearsal(
                 command, kills, seed, asked, every, memory_every, scratch, progress
             )
             result = rehearsal.perform(began, determinism)
         scratch.failed = bool(result.problems) or result.difference is not None
-    if json:
-        report.write_json(result)
-    else:
-        report.write_text(result, progress.line)
+        if json:
+            report.write_json(result)
+        else:
+            report.write_text(result, progress.line)
+        if page and scratch.killed.is_dir():
+            progress.line(leave(scratch.killed))
     return 0 if result.identical else 1
 
 

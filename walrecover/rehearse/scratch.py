@@ -44,9 +44,12 @@ def ended_by_sigterm() -> Iterator[None]:
 
 
 @contextmanager
-def scratch_directory(keep: Path | None, say: Callable[[str], None]) -> Iterator[Scratch]:
-    """A directory beside `.walrecover` (the same disk), or below $TMPDIR where that is set."""
-    scratch = Scratch(_make_directory(keep), kept=keep is not None)
+def scratch_directory(
+    keep: Path | None, say: Callable[[str], None], *, kept: bool = False
+) -> Iterator[Scratch]:
+    """A directory beside `.walrecover` (the same disk), or below $TMPDIR where that is set. `kept`:
+    also where nobody said in which one."""
+    scratch = Scratch(_make_directory(keep), kept=kept or keep is not None)
     try:
         yield scratch
     except BadInput:

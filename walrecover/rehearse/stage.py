@@ -72,7 +72,7 @@ class Performance:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                env=_environment(os.environ),
+                env=environment(os.environ),
                 process_group=0,  # its own, so that a Ctrl-C meets only us, who end it
                 preexec_fn=before_exec,
             )
@@ -143,6 +143,6 @@ def _held_back() -> Iterator[set[signal.Signals]]:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
-def _environment(environ: Mapping[str, str]) -> dict[str, str]:
+def environment(environ: Mapping[str, str]) -> dict[str, str]:
     """Ours, without what was set for the user's own runs."""
     return {name: value for name, value in environ.items() if not name.startswith("WALRECOVER_")}
