@@ -34,10 +34,12 @@ class Item(NamedTuple):
 
 
 class Reading(msgspec.Struct, frozen=True, omit_defaults=True):
-    """When a snapshot was last read (Unix time), and what was wrong with it."""
+    """When a snapshot was last read (Unix time), and what was wrong with it. `damaged`: not only
+    that it could not be read."""
 
     at: float
     problem: str = ""
+    damaged: bool = False
 
 
 class Turn(NamedTuple):

@@ -20,7 +20,7 @@ from walrecover.entries import Entry, SnapshotRef
 from walrecover.errors import Corrupt, WalrecoverError
 from walrecover.files import open_regular, replace_file
 from walrecover.references import distrust
-from walrecover.rundir import RunDir, list_runs
+from walrecover.rundir import RunDir
 from walrecover.scrub import Item, Reading
 from walrecover.sequence import Sequence
 
@@ -78,7 +78,7 @@ class Scrubber:
         done = msgspec.structs.replace(
             done, at=self._clock(), news=bool(done.problem) != bool(before.problem)
         )
-        self._readings[item.key] = Reading(done.at, done.problem)
+        self._readings[item.key] = Reading(done.at, done.problem, done.damaged)
         self._store()
         self._told(done)
         return 0.0
@@ -86,7 +86,7 @@ class Scrubber:
     def _look(self) -> None:
         """Which snapshots there are; not again with every turn, there may be many runs."""
         if time.monotonic() >= self._next_look:
-            names = list_runs(self._root)
+            names = _runs_below(self._root)
             self._items = [item for name in names for item in items_of(self._run(name))]
             self._next_look = time.monotonic() + scrub.LOOK_SECONDS
 
@@ -99,6 +99,20 @@ class Scrubber:
         with contextlib.suppress(OSError):  # a cache: without it all is read again
             data = msgspec.json.encode(_Memory(self._readings, begun)) + b"\n"
             replace_file(self._root / _MEMORY, data)
+
+
+def remembered(root: Path) -> dict[str, Reading]:
+    """The last reading of each snapshot below a `.walrecover`, by run and manifest."""
+    return _load(root).readings
+
+
+def _runs_below(root: Path) -> list[str]:
+    """Those that may be looked into."""
+    try:
+        names = [name for name in os.listdir(root / "runs") if model.is_run_name(name)]
+    except OSError:
+        return []
+    return [name for name in names if os.access(root / "runs" / name / "sequence", os.X_OK)]
 
 
 def items_of(run: RunDir) -> list[Item]:

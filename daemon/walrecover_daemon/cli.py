@@ -13,16 +13,19 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 import msgspec
 
 from walrecover import __version__
-from walrecover.errors import WalrecoverError
+from walrecover.errors import BadInput, WalrecoverError
 from walrecover_daemon import finding, readmodel
 from walrecover_daemon.keeper import Keeper
 from walrecover_daemon.worker import Job
+
+if TYPE_CHECKING:
+    from walrecover_daemon import serving
 
 _directories = click.argument("directories", metavar="[DIR]...", nargs=-1)
 _journal_dir = click.option(
@@ -73,6 +76,11 @@ def group() -> None:
 @click.option("--token-file", metavar="FILE", help="What readers of the page must know.")
 @click.option("--for", "seconds", type=_Time(), help="End by itself after so long: 30m.")
 @click.option("--insecure", is_flag=True, help="Serve any address without a token.")
+@click.option(
+    "--guard",
+    metavar="FILE",
+    help="What is guarded, and who is told [default: snapshots are read back daily].",
+)
 def serve(
     directories: tuple[str, ...],
     journal_dir: str | None,
@@ -83,6 +91,7 @@ def serve(
     token_file: str | None,
     seconds: float | None,
     insecure: bool,
+    guard: str | None,
 ) -> int:
     path, job = _job(directories, journal_dir, read_model, once=once)
     if once:
@@ -93,12 +102,13 @@ def serve(
     token = guarding.read_token(token_file) if token_file else None
     address = serving.Address(host, port, token, insecure)
     serving.check(address)
+    guarded = _guard(guard) if guard else serving.Guard()
     with readmodel.locked(path), serving.bind(address) as bound:
         if insecure and token is None:
             _say("--insecure: everybody who reaches the page may read all of these runs")
         sys.stdout.write(f"{serving.url_of(bound)}\n")
         sys.stdout.flush()
-        site = serving.Serving(job, address, _say)
+        site = serving.Serving(job, address, _say, guarded)
         with _stopped_by_signals(site.stop, seconds):
             return site.run(bound)
 
@@ -113,6 +123,18 @@ def rebuild(directories: tuple[str, ...], journal_dir: str | None, read_model: s
         readmodel.check_is_ours(path)
         readmodel.remove(path)
         return _keep(job)
+
+
+def _guard(path: str) -> serving.Guard:
+    from walrecover_daemon import guardfile, sending, serving
+
+    try:
+        text = Path(path).read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadInput(f"--guard {path} cannot be read: {error}") from None
+    found = guardfile.parse(text.encode(), path)
+    url, token = found.alerts.url_file, found.alerts.token_file
+    return serving.Guard(found, text, sending.read_webhook(url, token) if url else None)
 
 
 def _job(

@@ -42,7 +42,8 @@ class Heard:
 
 class Keeper:
     """`told` gets what people should read, `changed` the ids of runs with new rows, `progress` how
-    far the follower is. All of them are called in the thread that runs it."""
+    far the follower is, `beat` that its loop goes round. All of them are called in the thread that
+    runs it."""
 
     def __init__(
         self,
@@ -51,9 +52,10 @@ class Keeper:
         changed: Callable[[frozenset[int]], None] = lambda runs: None,
         progress: Callable[[Progress], None] = lambda progress: None,
         patience: float = PATIENCE_SECONDS,
+        beat: Callable[[], None] = lambda: None,
     ) -> None:
         self._job, self._told, self._patience = job, told, patience
-        self._changed, self._progress = changed, progress
+        self._changed, self._progress, self._beat = changed, progress, beat
         self._stopping = threading.Event()
         self._worker: subprocess.Popen[bytes] | None = None
         self._reading = ""
@@ -147,6 +149,8 @@ class Keeper:
             self._progress(self.heard.progress)
         elif kind == b"Y":
             self.heard.caught_up = True
+        elif kind == b"B":
+            self._beat()
         elif kind == b"T":
             self._told(text)
 

@@ -28,6 +28,9 @@ class Told(Collector):
         yield from _of_runs(runs)
         yield from self._of_snapshots()
         yield from self._of_restarts()
+        yield from self._of_readings()
+        yield from self._of_upkeep()
+        yield from self._of_alerts()
         progress = self._heard.progress
         for name, text, value in (
             ("streams_damaged", "Streams with a problem.", self._asking.totals()["damaged"]),
@@ -65,6 +68,76 @@ class Told(Collector):
         for row in self._asking.ask(sql):
             family.add_metric([row["root"], row["name"], row["cause"] or "unknown"], row["n"])
         yield family
+
+    def _of_readings(self) -> Iterator[Metric]:
+        """What was read back of the snapshots that are not retired."""
+        read = self._asking.ask(
+            "SELECT q.root, q.name, CASE WHEN g.problem='' THEN 'whole' WHEN g.damaged THEN"
+            " 'rotten' ELSE 'unreadable' END AS result, count(*) AS n, min(g.at) AS oldest"
+            f" FROM {_READ} WHERE s.status != 'retired' GROUP BY q.id, result"
+        )
+        family = _gauge("run_snapshots_read", "Snapshots by how they read back.", "result")
+        for row in read:
+            family.add_metric([row["root"], row["name"], row["result"]], row["n"])
+        yield family
+        family = _gauge("run_scrub_timestamp_seconds", "The reading that is longest ago.")
+        oldest: dict[tuple[str, str], float] = {}
+        for row in read:
+            place = row["root"], row["name"]
+            oldest[place] = min(row["oldest"], oldest.get(place, row["oldest"]))
+        for place, at in oldest.items():
+            family.add_metric(place, at)
+        yield family
+        family = _gauge("run_recovery_point_whole", "1: it read back whole, 0: it did not.")
+        for row in self._asking.ask(
+            f"SELECT q.root, q.name, g.problem FROM {_READ} WHERE s.entry=(SELECT max(c.entry)"
+            " FROM snapshots c WHERE c.run=q.id AND c.status IN ('verified', 'committed'))"
+        ):
+            family.add_metric([row["root"], row["name"]], int(row["problem"] == ""))
+        yield family
+
+    def _of_upkeep(self) -> Iterator[Metric]:
+        done = self._asking.ask("SELECT * FROM guard.upkeep")
+        for name, text, what in (
+            ("run_archived_entries", "Entries that the vault has.", "archive"),
+            ("run_retired_snapshots", "Snapshots retired by rules.", "retention"),
+        ):
+            family = _gauge(name, text)
+            for row in done:
+                if row["what"] == what:
+                    family.add_metric([row["directory"], row["run"]], row["amount"])
+            yield family
+        family = _gauge("run_upkeep_problem", "1: it could not be done.", "what")
+        for row in done:
+            place = row["directory"], row["run"]
+            family.add_metric([*place, row["what"]], int(row["problem"] != ""))
+        yield family
+
+    def _of_alerts(self) -> Iterator[Metric]:
+        firing = self._asking.ask(
+            "SELECT directory, run, kind, count(*) AS n FROM guard.alerts WHERE state='firing'"
+            " GROUP BY directory, run, kind"
+        )
+        family = _gauge("alerts", "Alerts of the last days, and those that last.", "kind")
+        for row in firing:
+            family.add_metric([row["directory"], row["run"], row["kind"]], row["n"])
+        yield family
+        waiting = self._asking.ask(
+            "SELECT count(*) AS n FROM guard.alerts WHERE delivery='waiting'"
+        )
+        family = GaugeMetricFamily("walrecover_alerts_waiting", "Alerts not delivered yet.")
+        family.add_metric([], waiting[0]["n"] if waiting else 0)
+        yield family
+
+
+_READ = (
+    "snapshots s JOIN runs q ON q.id=s.run JOIN guard.readings g ON g.directory=q.root"
+    " AND g.run=q.name AND g.manifest=s.manifest"
+)
+
+
+def _gauge(name: str, text: str, *more: str) -> GaugeMetricFamily:
+    return GaugeMetricFamily(f"walrecover_{name}", text, labels=(*RUN, *more))
 
 
 def _of_runs(runs: list[dict[str, Any]]) -> Iterator[Metric]:

@@ -14,7 +14,7 @@ from urllib.parse import quote
 from walrecover.cli.output import clock, seconds
 from walrecover.cli.times import WORDS
 from walrecover.goodput import KINDS
-from walrecover_daemon import drawing
+from walrecover_daemon import drawing, guardparts
 from walrecover_daemon.html import Child, Markup, join, tag
 from walrecover_daemon.pieces import (
     age,
@@ -49,6 +49,8 @@ class About(NamedTuple):
     ledger: str
     stacks: Sequence[Hang]
     now: float
+    alerts: Sequence[Row] = ()
+    upkeep: Sequence[Row] = ()
 
 
 def link(run: Row, suffix: str = "") -> str:
@@ -58,9 +60,15 @@ def link(run: Row, suffix: str = "") -> str:
 # --- all runs -------------------------------------------------------------------------------------
 
 
-def overview(runs: Sequence[Row], count: int, now: float) -> Markup:
+def overview(runs: Sequence[Row], count: int, alerts: Sequence[Row], now: float) -> Markup:
     return page(
-        "runs", [tag("h1", "Runs"), live("runs", "/part/runs", table_of_runs(runs, count, now))]
+        "runs",
+        [
+            tag("h1", "Runs"),
+            live("runs", "/part/runs", table_of_runs(runs, count, now)),
+            tag("h2", "Alerts"),
+            live("alerts", "/part/alerts", guardparts.alerts(alerts, now)),
+        ],
     )
 
 
@@ -111,7 +119,10 @@ def state(row: Row) -> Markup:
 def _recovery_point(row: Row, now: float) -> Child:
     if row["recovery_point"] is None:
         return "none"
-    word = "verified" if row["recovery_verified"] else "not read back yet"
+    if row["rot"]:
+        return [f"step {row['recovery_point']}: ", tag("span", row["rot"], class_="problem")]
+    whole = row["recovery_verified"] or row["rot"] == ""
+    word = "verified" if whole else "not read back yet"
     return f"step {row['recovery_point']}, {age(row['committed_at'], now)}, {word}"
 
 
@@ -296,6 +307,10 @@ def _time(it: About) -> Markup:
     )
 
 
+def _guard(it: About) -> Markup:
+    return guardparts.guard(it.alerts, it.upkeep, it.snapshots, it.now)
+
+
 def _ledger(it: About) -> Markup:
     return tag("p", it.ledger)
 
@@ -323,6 +338,7 @@ PARTS: dict[str, tuple[str, Callable[[About], Markup]]] = {
     "stacks": ("Stacks", _stacks),
     "snapshots": ("Snapshots", _snapshots),
     "time": ("Time", _time),
+    "guard": ("Guard", _guard),
     "ledger": ("Data", _ledger),
     "events": ("Events", _events),
 }

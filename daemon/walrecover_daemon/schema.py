@@ -98,5 +98,10 @@ def _clustered(db: Database, name: str, fields: dict[str, type], key: tuple[str,
     db.execute(f"{sql} WITHOUT ROWID")
 
 
-MIGRATIONS: tuple[Callable[[Connection], None], ...] = (_first,)
+def _second(conn: Connection) -> None:
+    """Hangs are asked for again and again, among any number of events."""
+    conn.execute("CREATE INDEX hangs ON events (at) WHERE type='HangDetected'")
+
+
+MIGRATIONS: tuple[Callable[[Connection], None], ...] = (_first, _second)
 """The n-th makes version n of version n - 1."""

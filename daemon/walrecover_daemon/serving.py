@@ -1,6 +1,6 @@
-"""`serve`: a keeper in a thread, and the page in this one.
+"""`serve`: a keeper in a thread, the guardian in others, and the page in this one.
 
-Owns the socket, and how the two end together.
+Owns the socket, and how they begin and end together.
 """
 
 from __future__ import annotations
@@ -11,15 +11,20 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+import msgspec
 import uvicorn
 
 from walrecover.errors import BadInput
 from walrecover_daemon import guarding
 from walrecover_daemon.asking import Asking
 from walrecover_daemon.connections import Connection
+from walrecover_daemon.guardfile import Guarded
+from walrecover_daemon.guardian import Guardian
 from walrecover_daemon.keeper import Keeper
 from walrecover_daemon.ledgers import Ledgers
 from walrecover_daemon.live import Hub
+from walrecover_daemon.notifying import Notifier
+from walrecover_daemon.sending import Webhook
 from walrecover_daemon.site import Site
 from walrecover_daemon.worker import Job, Progress
 
@@ -64,12 +69,30 @@ def url_of(bound: socket.socket) -> str:
     return f"http://[{host}]:{port}/" if ":" in host else f"http://{host}:{port}/"
 
 
+class Guard(NamedTuple):
+    """What is guarded: the file, as it was given and as it was read, and who is told."""
+
+    file: Guarded = Guarded()
+    text: str = ""
+    webhook: Webhook | None = None
+
+
 class Serving:
     """`stop` may be called from any thread."""
 
-    def __init__(self, job: Job, address: Address, say: Callable[[str], None]) -> None:
-        self._hub = Hub()
-        self._keeper = Keeper(job, say, self._hub.changed, self._progress)
+    def __init__(
+        self,
+        job: Job,
+        address: Address,
+        say: Callable[[str], None],
+        guard: Guard = Guard(),  # noqa: B008
+    ) -> None:
+        self._hub, self._notifier = Hub(), Notifier()
+        job = msgspec.structs.replace(job, beat=self._notifier.beat)
+        self._keeper = Keeper(
+            job, say, self._changed, self._progress, beat=self._notifier.goes_round
+        )
+        self._guardian = Guardian(job, *guard, self._keeper.heard, say, self._hub.changed)
         self._code: int | None = None
         self._said = ""
         asking = Asking(Path(job.readmodel))
@@ -96,18 +119,22 @@ class Serving:
     def run(self, bound: socket.socket) -> int:
         """Until stopped, or until the follower can go on no more. Returns an exit code."""
         thread = threading.Thread(target=self._keep, name="walrecover-keeper")
+        self._guardian.start()
         thread.start()
         try:
             self._server.run(sockets=[bound])
         finally:
             self.stop()
             self._ledgers.close()
+            self._guardian.join()
             thread.join()
         return 1 if self._code is None else self._code
 
     def stop(self) -> None:
+        self._notifier.stopping()
         self._server.should_exit = True
         self._hub.close()
+        self._guardian.stop()
         self._keeper.stop()
 
     def _keep(self) -> None:
@@ -120,13 +147,20 @@ class Serving:
     def _alive(self) -> bool:
         return self._code is None
 
+    def _changed(self, runs: frozenset[int]) -> None:
+        self._hub.changed(runs)
+        self._guardian.stirred()
+
     def _progress(self, progress: Progress) -> None:
         if progress.waiting:
             said = f"reading: {progress.events} events, {_runs(progress.waiting)} to go"
         else:
             said = f"{_runs(progress.runs)} followed"
+        if not self._said:
+            self._notifier.ready()
         if said != self._said:
             self._hub.told(said)
+            self._notifier.status(said)
         self._said = said
 
 

@@ -20,7 +20,7 @@ from starlette.responses import HTMLResponse, PlainTextResponse, Response, Strea
 from starlette.routing import Route
 
 from walrecover.entries import is_run_name
-from walrecover_daemon import curves, metrics, pages, stacks
+from walrecover_daemon import curves, guardparts, metrics, pages, stacks
 from walrecover_daemon.asking import Asking
 from walrecover_daemon.guarding import Guard
 from walrecover_daemon.keeper import Heard
@@ -56,6 +56,7 @@ class Site:
             routes=[
                 Route("/", self.overview),
                 Route("/part/runs", self.runs),
+                Route("/part/alerts", self.alerts),
                 Route("/runs/{name}", self.run),
                 Route("/runs/{name}/curve.json", self.curve),
                 Route("/runs/{name}/part/{part}", self.part),
@@ -82,7 +83,11 @@ class Site:
 
     def overview(self, request: Request) -> Response:
         shown, count = self._asking.runs(MOST_RUNS), self._asking.count()
-        return HTMLResponse(pages.overview(shown, count, time.time()))
+        alerts = self._asking.alerts()
+        return HTMLResponse(pages.overview(shown, count, alerts, time.time()))
+
+    def alerts(self, request: Request) -> Response:
+        return HTMLResponse(guardparts.alerts(self._asking.alerts(), time.time()))
 
     def runs(self, request: Request) -> Response:
         shown, count = self._asking.runs(MOST_RUNS), self._asking.count()
@@ -131,6 +136,8 @@ class Site:
             self._ledgers.of(run),
             stacks.of_run(run["root"], run["name"], attempts) if wanted else (),
             time.time(),
+            asking.alerts((run["root"], run["name"])),
+            asking.upkeep((run["root"], run["name"])),
         )
 
     # --- the rest -------------------------------------------------------------------------------

@@ -4,7 +4,7 @@
 
 What it says on its standard output, a line each: `R<path>` it is about to read this stream (`R`:
 none any more), `C<ids>` runs with new rows, `P<json>` how far it has come, `Y` it
-has caught up with what was there, `T<text>` for people.
+has caught up with what was there, `B` its loop goes round, `T<text>` for people.
 Its standard input stays open for as long as its keeper lives.
 """
 
@@ -52,7 +52,8 @@ _Result = TypeVar("_Result")
 
 
 class Job(msgspec.Struct, frozen=True):
-    """`owner`: whose read model it is. `suspects`: streams that an earlier follower died of."""
+    """`owner`: whose read model it is. `suspects`: streams that an earlier follower died of.
+    `beat`: seconds between two words that its loop goes round; None: nobody asks."""
 
     readmodel: str
     owner: str
@@ -60,6 +61,7 @@ class Job(msgspec.Struct, frozen=True):
     journal: str | None = None
     suspects: list[str] = []
     once: bool = False
+    beat: float | None = None
 
 
 class Progress(msgspec.Struct, frozen=True):
@@ -88,6 +90,7 @@ class Worker:
         self._ended = threading.Event()
         self._runs = 0
         self._full = ""
+        self._next_beat = 0.0
 
     def run(self) -> None:
         places = self._finder.places()
@@ -124,6 +127,8 @@ class Worker:
             wait = wait if due is None else min(wait, due)
             if self._waker.blind:
                 wait = min(wait, hot)
+            if self._job.beat:
+                wait = min(wait, self._job.beat)
             if self._waker.wake.wait(max(0.0, wait)) and not self._ended.is_set():
                 self._ended.wait(GATHER_SECONDS)
             stirred, anew = self._waker.take()
@@ -133,6 +138,7 @@ class Worker:
                 hot = max(HOT_SECONDS, HOT_SHARE * (time.monotonic() - began))
             self._catch_up(stirred)
             self._guarded(self._follower.settle)
+            self._beat()
             if anew or time.monotonic() >= poll:
                 poll = time.monotonic() + self._look_at_all()
 
@@ -141,7 +147,10 @@ class Worker:
         began = time.monotonic()
         places = self._finder.places()
         self._runs = len(places)
-        stirred = list(self._finder.changed(places))
+        stirred = []
+        for one in self._finder.changed(places):
+            stirred.append(one)
+            self._beat()
         took = time.monotonic() - began
         stirred += self._follower.gone(places) + self._follower.changed_holders()
         self._say_progress(len(stirred))
@@ -157,6 +166,13 @@ class Worker:
                 return  # the slow poll finds it again
             stirred = left
             self._say_progress(len(stirred))
+            self._beat()
+
+    def _beat(self) -> None:
+        """Wherever the loop goes round; said as often as somebody asks."""
+        if self._job.beat and time.monotonic() >= self._next_beat:
+            say("B", "")
+            self._next_beat = time.monotonic() + self._job.beat / 2
 
     def _say_progress(self, waiting: int) -> None:
         progress = Progress(self._runs, waiting, self._follower.read)

@@ -20,8 +20,8 @@ import click
 import pytest
 
 from walrecover import cli, errors, events, failpoints, goodput
+from walrecover_daemon import book, guardfile, schema
 from walrecover_daemon import cli as daemon
-from walrecover_daemon import schema
 
 ROOT = Path(__file__).parents[2]
 SPECS = sorted((ROOT / "specs").rglob("*.md"))
@@ -261,6 +261,28 @@ def test_every_table_and_column_of_the_read_model_is_in_the_daemons_spec() -> No
         columns = {column[1] for column in conn.execute(f"PRAGMA table_info({table})")}
         assert columns <= words, f"{table}: {sorted(columns - words)}"
     conn.close()
+
+
+def test_every_table_and_column_of_the_guards_file_is_in_its_spec(tmp_path: Path) -> None:
+    path = tmp_path / "guard.db"
+    book.prepare(path, 0.0)
+    conn = sqlite3.connect(path)
+    page = text_of(ROOT / "specs" / "22-guarding.md")
+    tables = [row[0] for row in conn.execute("SELECT name FROM sqlite_master WHERE type='table'")]
+    assert len(tables) == 4
+    for table in tables:
+        (row,) = re.findall(rf"^\| `{table}` \|.*", page, re.MULTILINE)
+        columns = {column[1] for column in conn.execute(f"PRAGMA table_info({table})")}
+        assert columns <= set(re.findall(r"\w+", row)), table
+    conn.close()
+
+
+def test_every_key_of_the_guards_file_is_in_its_spec() -> None:
+    spans = " ".join(SPAN.findall(text_of(ROOT / "specs" / "22-guarding.md")))
+    words = set(re.findall(r"\w+", spans))
+    sections = guardfile.Scrub, guardfile.Retention, guardfile.Archive, guardfile.Alerts
+    for section in (guardfile.Guarded, *sections):
+        assert set(section.__struct_fields__) <= words, section.__name__
 
 
 def test_every_environment_variable_is_in_the_readme() -> None:

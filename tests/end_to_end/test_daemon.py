@@ -23,6 +23,7 @@ import psutil
 import pytest
 
 from tests.support import readmodels
+from tests.support.daemon_kills import follower_of
 from tests.support.protocol import Launch, entries_of
 from tests.support.readmodels import ended, rows, run_daemon
 from tests.support.waiting import wait_until
@@ -275,7 +276,9 @@ def test_a_full_disk_under_the_read_model_is_waited_out(root: Path, path: Path) 
     run = RunDir(root, "one")
     with Launch.begin(run) as launch, serving(root) as process:
         wait_until(lambda: states(path) == {"one": "ended"})
-        follower = psutil.Process(process.pid).children()[0]
+        number = follower_of(process.pid)
+        assert number is not None
+        follower = psutil.Process(number)
         assert process.stderr is not None
         soft, hard = follower.rlimit(psutil.RLIMIT_FSIZE)
         follower.rlimit(psutil.RLIMIT_FSIZE, (1, hard))  # any write fails now

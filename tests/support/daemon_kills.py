@@ -7,7 +7,7 @@ import random
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -46,8 +46,11 @@ def training(*runs: RunDir) -> Iterator[None]:
 
 
 def follower_of(pid: int) -> int | None:
-    children = psutil.Process(pid).children()
-    return children[0].pid if children else None
+    for child in psutil.Process(pid).children():
+        with suppress(psutil.Error):
+            if "walrecover_daemon.worker" in child.cmdline():
+                return child.pid
+    return None
 
 
 def kill_over_and_over(folder: Path, kills: int, chance: random.Random) -> dict[str, int]:
