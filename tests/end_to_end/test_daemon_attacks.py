@@ -38,7 +38,7 @@ from walrecover_daemon.site import STATIC, Site
 SURFACE = json.loads(readmodels.spec("19-openapi.json"))
 PARTS = SURFACE["paths"]["/runs/{name}/part/{part}"]["get"]["parameters"][1]["schema"]["enum"]
 PATHS = (
-    "/", "/part/runs", "/runs/evil", "/runs/evil/curve.json",
+    "/", "/part/runs", "/part/alerts", "/runs/evil", "/runs/evil/curve.json",
     *(f"/runs/evil/part/{name}" for name in PARTS),
     "/metrics", "/livez", "/readyz", *(f"/static/{name}" for name in STATIC),
 )  # fmt: skip

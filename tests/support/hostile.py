@@ -106,13 +106,14 @@ class Served(NamedTuple):
 
 @contextmanager
 def served(folder: Path) -> Iterator[Served]:
-    """A daemon that has read it."""
+    """A daemon that has read it, and is done with all that it does for a page."""
     root = folder / DIRECTORY / ".walrecover"
     hostile(root)
     process = readmodels.daemon("serve", root)
     try:
         with httpx.Client(base_url=readmodels.address(process), timeout=30) as client:
             wait_until(lambda: client.get("/readyz").status_code == 200)
+            wait_until(lambda: "being audited" not in client.get("/runs/evil").text)
             yield Served(client, root, process.pid)
     finally:
         process.terminate()
