@@ -72,10 +72,19 @@ class Counts:
     def __init__(self) -> None:
         self.rules: Counter[str] = Counter()
         self.crashes: Counter[str] = Counter()
+        self.behind: list[str] = []
 
     def clear(self) -> None:
         self.rules.clear()
         self.crashes.clear()
+        self.behind.clear()
+
+    def look_behind(self, rules: int, floor: int) -> None:
+        """Which failpoints of a snapshot have crashed less than their share of `floor`, as far as
+        `rules` have come."""
+        share = floor * min(1.0, self.rules.total() / rules)
+        names = dict.fromkeys([*VOTING, *COMMITTING, *KEEPING])
+        self.behind = [name for name in names if self.crashes[name] < share]
 
     def fewest(self) -> int:
         return min(self.crashes[name] for name in NAMES)
@@ -113,6 +122,14 @@ class Attempt:
 
 # Passed where much has gone well before: else the floor of crashes costs twice the rules asked for.
 _RARE = ["snapshot.committed", "snapshot.verified", "snapshot.retired", "snapshot.deleting"]
+
+
+def _dying_at(drawn: int) -> str:
+    """What is behind, as often as all else."""
+    names = [*4 * _RARE, *COMMITTING, *KEEPING]
+    if COUNTS.behind and drawn % 2:
+        names = COUNTS.behind
+    return names[drawn // 2 % len(names)]
 
 
 def at(names: list[str], one_in: int = 3) -> st.SearchStrategy[str | None]:
@@ -409,7 +426,7 @@ class Machine(RuleBasedStateMachine):
             self._save(able[who % len(able)], None if left else crash, dying)
 
     @precondition(lambda self: any(a.own and a.living == {0, 1} for a in self.attempts))
-    @rule(who=which, crash=st.sampled_from([*4 * _RARE, *COMMITTING, *KEEPING]))
+    @rule(who=which, crash=st.integers(0, 167).map(_dying_at))
     def save_and_die(self, who: int, crash: str) -> None:
         """The same where there is something already."""
         able = [a for a in self.attempts if a.own and a.living == {0, 1}]
@@ -631,5 +648,6 @@ def run_machine(rules: int, floor: int = 0, *, seed: int, steps: int = 50, **opt
         while COUNTS.rules.total() < rules or (
             COUNTS.fewest() < floor and COUNTS.rules.total() < 5 * rules
         ):
+            COUNTS.look_behind(rules, floor)
             hypothesis.seed(draw.getrandbits(64))(Machine)
             run_state_machine_as_test(Machine, settings=chosen)  # type: ignore[no-untyped-call]
