@@ -122,15 +122,24 @@ def _marked() -> set[int]:
         with contextlib.suppress(ValueError, OSError):
             known = (int(entry.name), entry.inode())
             if known not in _strangers:
-                environ = Path(entry.path, "environ").read_bytes()
+                with open(f"{entry.path}/environ", "rb") as file:
+                    environ = file.read()
                 if _MARK in environ:
                     found.add(known[0])
-                # Without any it is in the midst of exec; with another's it is a fork of a worker.
-                if not environ or _MARK_NAME.encode() in environ:
+                if _may_become_ours(entry.path, environ):
                     continue
             strangers.add(known)
     _strangers = strangers
     return found
+
+
+def _may_become_ours(process: str, environ: bytes) -> bool:
+    """It is another worker's, or in the midst of exec; else it is a stranger."""
+    if environ:
+        return _MARK_NAME.encode() in environ
+    with contextlib.suppress(OSError):  # the kernel's own, and zombies, have no program
+        return bool(os.readlink(f"{process}/exe"))
+    return False
 
 
 def _below(pid: int) -> set[int]:
