@@ -88,12 +88,18 @@ def _is_covered(item: pytest.Item) -> bool:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """The slow ones first: at the end, one of them would keep one worker while the others idle."""
+    """The slowest first: at the end, one of them would keep one worker while the others idle."""
     if config.option.after_coverage:
         again = [item for item in items if _is_covered(item)]
         config.hook.pytest_deselected(items=again)
         items[:] = [item for item in items if not _is_covered(item)]
-    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+    items.sort(key=_seconds, reverse=True)
+
+
+def _seconds(item: pytest.Item) -> float:
+    """About, where it is known to take long."""
+    slow = item.get_closest_marker("slow")
+    return 0.0 if slow is None else float(next(iter(slow.args), 10.0))
 
 
 # --- no process left behind ---------------------------------------------------------------------

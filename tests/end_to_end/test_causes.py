@@ -52,7 +52,7 @@ DEATHS = {
 }
 
 
-@pytest.mark.slow
+@pytest.mark.slow(60)
 def test_each_cause_has_its_class_its_evidence_and_its_decision(tmp_path: Path) -> None:
     """The last two attempts fail at the same step, which ends the run long before its budget."""
     (tmp_path / "walrecover.yaml").write_text("causes: {numeric: {action: rewind}}")

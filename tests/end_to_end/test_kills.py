@@ -13,7 +13,7 @@ import pytest
 from tests.campaigns import kills
 
 
-@pytest.mark.slow
+@pytest.mark.slow(150)
 @pytest.mark.timeout(3600)  # a minute where nothing else runs, but it starts torch 45 times
 def test_twenty_mixed_kills_end_with_the_bits_of_an_undisturbed_run(tmp_path: Path) -> None:
     seed = random.SystemRandom().getrandbits(32)
@@ -23,7 +23,7 @@ def test_twenty_mixed_kills_end_with_the_bits_of_an_undisturbed_run(tmp_path: Pa
     assert (counts["left_running"], counts["left_in_dev_shm"]) == ([], []), counts
 
 
-@pytest.mark.slow
+@pytest.mark.slow(80)
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("standby", ["imported", "parked"])
 def test_a_run_that_goes_on_in_standbys_alone_ends_with_the_same_bits(

@@ -227,6 +227,7 @@ def test_captures_whose_events_the_disk_does_not_take_replace_none_that_can_be_s
     assert last - base <= 1, (last, base)
 
 
+@pytest.mark.slow(40)
 @pytest.mark.timeout(600)
 def test_a_rehearsal_loses_the_steps_that_are_stated(folder: Path) -> None:
     """In small; at full size this is `make torture-memory`."""

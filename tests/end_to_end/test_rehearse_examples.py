@@ -23,7 +23,7 @@ SMALL = ["--layers", "1", "--width", "32"]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 
 
-@pytest.mark.slow
+@pytest.mark.slow(90)
 @pytest.mark.parametrize(
     ("kills", "epochs", "size", "command"),
     [

@@ -49,7 +49,7 @@ def check(server: Forks, run: RunDir, chosen: list[Flip]) -> Counter[str]:
     return Counter(json.loads(result.read_text()))
 
 
-@pytest.mark.slow
+@pytest.mark.slow(150)
 def test_a_flipped_bit_is_the_same_result_a_named_loss_or_a_refusal(
     run: RunDir, pytestconfig: pytest.Config, capfd: pytest.CaptureFixture[str]
 ) -> None:

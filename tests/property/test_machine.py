@@ -38,7 +38,7 @@ def counted_anew() -> Iterator[None]:
     COUNTS.clear()
 
 
-@pytest.mark.slow
+@pytest.mark.slow(180)
 def test_the_protocol_under_crashes_at_every_seam(
     capfd: pytest.CaptureFixture[str], pytestconfig: pytest.Config
 ) -> None:
