@@ -89,7 +89,7 @@ def _is_covered(item: pytest.Item) -> bool:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """The slowest first: at the end, one of them would keep one worker while the others idle."""
-    if config.option.after_coverage:
+    if config.getoption("after_coverage", False):
         again = [item for item in items if _is_covered(item)]
         config.hook.pytest_deselected(items=again)
         items[:] = [item for item in items if not _is_covered(item)]
