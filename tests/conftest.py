@@ -87,6 +87,7 @@ def _is_covered(item: pytest.Item) -> bool:
     return not drawn and any(folder in item.path.parents for folder in _COVERED)
 
 
+@pytest.hookimpl(trylast=True)  # Hypothesis marks its tests here, too
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """The slowest first: at the end, one of them would keep one worker while the others idle."""
     if config.getoption("after_coverage", False):
