@@ -17,6 +17,7 @@ BENCHMARKS = (
     "snapshot",
     "arena",
     "memory",
+    "restore",
     "start",
     "recovery",
     "restart",

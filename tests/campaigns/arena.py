@@ -27,11 +27,14 @@ from tests.support.forks import Forks
 from tests.support.protocol import candidates, check_state, holder
 from tests.support.waiting import wait_until
 from walrecover import events as ev
+from walrecover.manifest import digest_of
 from walrecover.recovery import begin_attempt
 from walrecover.rundir import RunDir
+from walrecover.saver import offers, taking
 
 ENDINGS = ["SIGKILL", "SIGSEGV", "SIGTERM", "the saver, then SIGKILL", "both at once"]
 MOST_SECONDS = 0.12
+OFFER_ENDS_SECONDS = 10.0
 LOST = "the last events of its process were lost with it"
 
 
@@ -46,18 +49,23 @@ def one_round(forks: Forks, folder: Path, dice: random.Random) -> dict[str, int]
     notes = folder / "notes"
     how = dice.choice(ENDINGS)
     slots = dice.choice([2, 3])
+    offering = dice.random() < 0.5
     pid = forks.start(
-        "tests.support.capturing:endless", root=str(run.root), notes=str(notes), slots=slots
-    )
+        "tests.support.capturing:endless", root=str(run.root), notes=str(notes), slots=slots,
+        offers=offering,
+    )  # fmt: skip
     commits = dice.randint(0, 3)
     wait_until(lambda: notes.exists() and "captured" in notes.read_text())
     wait_until(lambda: len(_said(notes, "committed")) >= commits)
     time.sleep(dice.uniform(0, MOST_SECONDS))
     _end(pid, how, _said(notes, "saver"), dice)
     forks.wait(pid)
-    wait_until(lambda: not _processes_of(run))
+    wait_until(lambda: not (found := _processes_of(run)) - offers.settled(run, found))
     _check(run, entry.number, entry.nonce, notes, how)
-    return {how: 1, "commits": len(_said(notes, "committed"))}
+    counts = collections.Counter({how: 1, "commits": len(_said(notes, "committed"))})
+    counts.update(_end_offers(run, dice))
+    wait_until(lambda: not _processes_of(run), OFFER_ENDS_SECONDS)
+    return counts
 
 
 def _end(pid: int, how: str, savers: list[int], dice: random.Random) -> None:
@@ -67,6 +75,28 @@ def _end(pid: int, how: str, savers: list[int], dice: random.Random) -> None:
         if how == "the saver, then SIGKILL":
             time.sleep(dice.uniform(0, 2 * MOST_SECONDS))
     os.kill(pid, signal.Signals[how] if how.startswith("SIG") else signal.SIGKILL)
+
+
+def _end_offers(run: RunDir, dice: random.Random) -> dict[str, int]:
+    """As a next attempt does that takes them, one that starts anew, or none."""
+    offering = offers.settled(run, _processes_of(run))
+    if not offering:
+        return {}
+    how = dice.choice(["taken", "superseded", "killed"])
+    if how == "superseded":
+        begin_attempt(run, holder(), resume="never")
+    elif how == "killed":
+        for pid in offering:
+            os.kill(pid, signal.SIGKILL)
+    else:
+        source = taking.take(run, candidates(run)[0], 0, 1)
+        if source.memory is None:
+            raise Failed(f"what was offered is refused: {source.refused}")
+        data = memoryview(source.memory).cast("B")
+        for digest, (offset, nbytes) in source.places.items():
+            if digest_of(data[offset : offset + nbytes]) != digest:
+                raise Failed("what was offered is not what its digests say")
+    return {f"offers {how}": 1}
 
 
 def _said(notes: Path, kind: str) -> list[int]:
@@ -99,21 +129,21 @@ def _check(run: RunDir, number: int, nonce: str, notes: Path, how: str) -> None:
         raise Failed(f"left behind: {left}")
 
 
-def _processes_of(run: RunDir) -> list[int]:
+def _processes_of(run: RunDir) -> set[int]:
     """Savers of this run that have not ended, and with them the arenas that they map. Not all have
     said their names: a training may die before it passes one on."""
-    found = []
+    found = set()
     for entry in os.scandir("/proc"):
         with contextlib.suppress(OSError):
             if entry.name.isdigit() and str(run.root) in Path(entry.path, "cmdline").read_text():
-                found.append(int(entry.name))
+                found.add(int(entry.name))
     return found
 
 
 def campaign(rounds: int, seed: int, folder: Path) -> dict[str, int]:
     dice = random.Random(seed)
     counts: collections.Counter[str] = collections.Counter()
-    with Forks() as forks:
+    with Forks(adopts=True) as forks:
         descriptors = len(os.listdir("/proc/self/fd"))
         for number in range(rounds):
             with tempfile.TemporaryDirectory(dir=folder) as name:

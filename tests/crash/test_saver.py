@@ -478,3 +478,4 @@ def test_trainings_that_end_at_any_moment_leave_what_they_must(tmp_path: Path) -
     """The campaign of tests/campaigns/arena.py, in small."""
     counts = campaign(12, 3, tmp_path)
     assert counts["rounds"] == 12 and counts["commits"] >= 6
+    assert any(how.startswith("offers ") for how in counts), counts

@@ -33,10 +33,12 @@ ROOM = 1 << 20
 PATIENCE = 30.0
 
 
-def assignment(run: RunDir, entry: AttemptEntry, rank: int = 0, world: int = 1) -> msg.Assignment:
+def assignment(
+    run: RunDir, entry: AttemptEntry, rank: int = 0, world: int = 1, supervisor: int = 0
+) -> msg.Assignment:
     return msg.Assignment(
         root=str(run.root), run=run.name, attempt=entry.number, nonce=entry.nonce, rank=rank,
-        world=world, retention=2,
+        world=world, retention=2, supervisor=supervisor,
     )  # fmt: skip
 
 
@@ -44,8 +46,10 @@ class Training:
     """One rank: its stream, its arena, its saver."""
 
     def __init__(
-        self, run: RunDir, entry: AttemptEntry, rank: int = 0, world: int = 1, slots: int = 2
-    ) -> None:
+        self, run: RunDir, entry: AttemptEntry, rank: int = 0, world: int = 1, slots: int = 2,
+        supervisor: int = 0,
+    ) -> None:  # fmt: skip
+        self.supervisor = supervisor
         self.run, self.entry, self.rank, self.world = run, entry, rank, world
         self.step = entry.plan.base.step if entry.plan.base else 0
         self.journal: Journal = open_stream(run, entry, rank, world)
@@ -55,7 +59,8 @@ class Training:
         self.saver = self.hire()
 
     def hire(self) -> Saver:
-        saver = Saver(assignment(self.run, self.entry, self.rank, self.world), self.arena)
+        given = assignment(self.run, self.entry, self.rank, self.world, self.supervisor)
+        saver = Saver(given, self.arena)
         self.reports += saver.wait(PATIENCE, lambda report: isinstance(report, msg.Ready))
         assert saver.pid, self.reports
         return saver
@@ -121,16 +126,18 @@ def run_of(root: str) -> RunDir:
 def rank(
     root: str, notes: str, rank: int, world: int, then: str, steps: int = 1,
     saver_failpoint: str = "", wanted: bool = True, die_by: int = signal.SIGKILL,
+    offers: bool = False,
 ) -> int:  # fmt: skip
     """Train and capture `steps` steps, each but the last awaited; then die in the way that `then`
-    names."""
+    names. `offers`: what is left, to a next attempt, which its parent would start."""
     book = Notebook(notes)
     if saver_failpoint:
         os.environ[failpoints.ENVIRONMENT] = saver_failpoint
     run = run_of(root)
     entry = newest_attempt(entries_of(run))
     assert entry is not None
-    training = Training(run, entry, rank, world, slots=3)
+    supervisor = os.getppid() if offers else 0
+    training = Training(run, entry, rank, world, slots=3, supervisor=supervisor)
     book.say("saver", training.saver.pid)
     for _ in range(steps - 1):
         training.train()
@@ -177,14 +184,15 @@ def _die_in_copy(nth: int, number: int) -> None:
     filling.copy = copy
 
 
-def endless(root: str, notes: str, slots: int) -> int:
+def endless(root: str, notes: str, slots: int, offers: bool = False) -> int:
     """Train and capture until somebody ends it; say what was captured and what was committed. Every
-    third capture is only kept in memory, where there are three slots."""
+    third capture is only kept in memory, where there are three slots. `offers`: to a next attempt,
+    which its parent would start."""
     book = Notebook(notes)
     run = run_of(root)
     entry = newest_attempt(entries_of(run))
     assert entry is not None
-    training = Training(run, entry, slots=slots)
+    training = Training(run, entry, slots=slots, supervisor=os.getppid() if offers else 0)
     book.say("saver", training.saver.pid)
     while True:
         training.train()

@@ -26,9 +26,10 @@ _PRELOADED = ("tests.support.protocol", "tests.support.worker", "safetensors", "
 class Forks:
     """The server, as its clients see it. `with` ends it, and what it started."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, adopts: bool = False) -> None:
+        """`adopts`: what its children leave behind falls to it, as to a supervisor."""
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.support.forks"],
+            [sys.executable, "-m", "tests.support.forks", *(["adopts"] if adopts else [])],
             cwd=ROOT,
             env=os.environ | {"PYTHONPATH": str(ROOT)},
             stdin=subprocess.PIPE,
@@ -123,6 +124,8 @@ if __name__ == "__main__":
         importlib.import_module(name)
     gc.collect()
     gc.freeze()  # else a child's first collection copies all that it has inherited
+    if sys.argv[1:]:
+        importlib.import_module("walrecover.processes").become_subreaper()
     out = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     serve(sys.stdin, out)

@@ -27,7 +27,7 @@ from walrecover.saver.offers import Offer, say
 from walrecover.saver.trainer import Trainer
 from walrecover.sequence import Sequence
 
-OFFERED_SECONDS = 30.0
+OFFERED_SECONDS = 60.0
 """For the next attempt to come to its restore. The memory is its machine's meanwhile."""
 
 LOOK_SECONDS = 0.1
@@ -57,7 +57,11 @@ def offer(
     say(meeting, given.rank, Offer(mine, arena.fd, slot))
     sequence = Sequence(run.sequence)
     attempt = Attempt(given.attempt, given.nonce, given.world)
-    while time.monotonic() < ends and _is_wanted(sequence, attempt):
+    while _is_wanted(sequence, attempt):
+        if time.monotonic() > ends:
+            late = f"it was offered for {OFFERED_SECONDS:g} s, and nobody came"
+            say(meeting, given.rank, Offer(mine, refused=late))
+            return
         time.sleep(LOOK_SECONDS)
 
 

@@ -32,7 +32,7 @@ from walrecover.session.position import (
 )
 from walrecover.session.replicas import Repair
 from walrecover.stepcounts import Take
-from walrecover.torch_adapter import memory
+from walrecover.torch_adapter import memory, moving
 from walrecover.torch_adapter.leaves import build_inline, inline
 from walrecover.torch_adapter.objects import Stored
 
@@ -194,7 +194,7 @@ def _tensors(
         key = at.file, at.key
         place = held.places.get(at.digest)
         if place is not None and held.memory is not None:
-            found[key] = memory.part_of(held.memory, *place)
+            found[key] = moving.part_of(held.memory, *place)
         else:
             missing[key] = name, at
     from_arena = sum(tensor.numel() for tensor in found.values())
@@ -208,16 +208,19 @@ def _from_disk(
     run: RunDir, manifest: Manifest, missing: Mapping[tuple[str, str], tuple[str, TensorAt]]
 ) -> dict[tuple[str, str], Any]:
     sizes = manifest.files()
-    found: dict[tuple[str, str], Any] = {}
     with contextlib.ExitStack() as stack:
         opened = {
             file: stack.enter_context(shards.Shard(run.snapshots, file, sizes[file]))
             for file in {file for file, _ in missing}
         }
-        for key, (name, at) in missing.items():
-            tensor, view = memory.empty(opened[at.file].size_of(at))
-            opened[at.file].read(name, at, view)
-            found[key] = tensor
+        sizes_of = [opened[at.file].size_of(at) for _, at in missing.values()]
+        found = dict(zip(missing, moving.fresh(sizes_of), strict=True))
+
+        def read(key: tuple[str, str]) -> None:
+            name, at = missing[key]
+            opened[at.file].read(name, at, memory.view_of(found[key]))
+
+        moving.in_threads(read, list(missing), sum(sizes_of))
     return found
 
 

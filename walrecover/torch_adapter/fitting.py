@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 from collections import OrderedDict, deque
 from collections.abc import Callable
+from copy import deepcopy
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ import torch
 from walrecover import renames
 from walrecover.errors import Mismatch
 from walrecover.renames import Rename, Sign
-from walrecover.torch_adapter import memory
+from walrecover.torch_adapter import memory, moving
 
 SHOWN = 5
 
@@ -56,10 +57,14 @@ def _restore_module(value: Any, state: Any, name: str, strict: bool) -> list[str
         fitting[key] = stored
     total = len(own.keys() | state.keys())
     notes = _raise_or_note(name, differences, strict, total, _said(found, len(state)))
+    plain = moving.filled_plainly(value)
+    moves = {k: v for k, v in fitting.items() if k in plain and moving.fits(own[k], v)}
+    moving.fill_living((own[key], stored) for key, stored in moves.items())
+    rest = type(state)({key: deepcopy(v) for key, v in fitting.items() if key not in moves})
     # Without its versions, modules would take the state for one that an old torch wrote.
-    if isinstance(fitting, OrderedDict) and hasattr(own, "_metadata"):
-        fitting._metadata = own._metadata  # type: ignore[attr-defined]
-    value.load_state_dict(fitting, strict=False)
+    if isinstance(rest, OrderedDict) and hasattr(own, "_metadata"):
+        rest._metadata = own._metadata  # type: ignore[attr-defined]
+    value.load_state_dict(rest, strict=False)
     return notes
 
 
@@ -110,7 +115,10 @@ def _restore_optimizer(value: Any, state: Any, name: str, strict: bool) -> list[
     notes = _raise_or_note(name, list(misshapen.values()), strict, len(parameters))
     # What does not fit begins anew: an optimizer makes the state that a parameter lacks.
     fits = {n: held for n, held in state["state"].items() if n not in misshapen}
-    value.load_state_dict({**state, "state": fits})
+    by_number = dict(zip(numbers, parameters, strict=True))
+    fits = _owned(fits, {n: value.state.get(by_number.get(n), {}) for n in fits})
+    rest = {key: deepcopy(held) for key, held in state.items() if key != "state"}
+    value.load_state_dict({**rest, "state": fits})
     # load_state_dict casts float state to its parameter's type: fp32 moments of bf16 parameters
     # would come back rounded. Put back what was stored.
     for number, parameter in zip(numbers, parameters, strict=True):
@@ -119,6 +127,34 @@ def _restore_optimizer(value: Any, state: Any, name: str, strict: bool) -> list[
             if key in mine:
                 mine[key] = _uncast(mine[key], stored)
     return notes
+
+
+def _owned(state: dict[Any, Any], mine: dict[Any, Any]) -> dict[Any, Any]:
+    """A state that an optimizer may keep, of one that is borrowed: in the memory of `mine`, its
+    own, where that fits. Not all that hangs on a number is a dict of tensors."""
+    places = [
+        (number, key)
+        for number, held in state.items()
+        if isinstance(held, dict)
+        for key, value in held.items()
+        if isinstance(value, torch.Tensor)
+    ]
+    stored = [state[number][key] for number, key in places]
+    own = dict(zip(places, moving.own(stored, [_held(mine, *at) for at in places]), strict=True))
+    return {
+        number: {
+            key: own[number, key] if (number, key) in own else deepcopy(value)
+            for key, value in held.items()
+        }
+        if isinstance(held, dict)
+        else deepcopy(held)
+        for number, held in state.items()
+    }
+
+
+def _held(mine: dict[Any, Any], number: Any, key: Any) -> Any:
+    held = mine.get(number)
+    return held.get(key) if isinstance(held, dict) else None
 
 
 def _uncast(loaded: Any, stored: Any) -> Any:
@@ -246,6 +282,9 @@ def _merged(mine: Any, stored: Any, path: str, misfits: list[str]) -> Any:
 def _restore_namespace(value: Any, state: Any, name: str, strict: bool) -> list[str]:
     return _restore_dict(vars(value), state, name, strict)
 
+
+BORROWING = frozenset({"module", "optimizer", "tensor", "array"})
+"""Kinds whose restore keeps nothing of the state that it is given."""
 
 RESTORE: dict[str, Callable[[Any, Any, str, bool], list[str]]] = {
     "module": _restore_module,

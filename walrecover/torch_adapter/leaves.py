@@ -61,13 +61,15 @@ def _name_of(path: str) -> str:
     return _KEY.sub(lambda m: "." + next(g for g in m.groups() if g is not None), path)
 
 
-def build_from(tensors: StoredTensors) -> plain.Build:
-    """What builds the leaves again. Every tensor comes as a copy of its own."""
+def build_from(tensors: StoredTensors, *, borrowed: bool = False) -> plain.Build:
+    """What builds the leaves again. Every tensor comes as a copy of its own; or `borrowed`, for
+    whoever only reads it: then of the host's memory it is what was stored."""
 
     def build(kind: str, payload: Any) -> Any:
         if kind == "tensor":
             name, device, strides = payload
-            tensor = memory.with_strides(memory.as_tensor(*tensors[name]), strides)
+            stored = memory.as_tensor(*tensors[name])
+            tensor = memory.with_strides(stored, strides, borrowed=borrowed)
             return tensor.to(device) if _available(device) else tensor
         if kind == "array":
             return memory.as_array(*tensors[payload])

@@ -62,17 +62,15 @@ def array_data(array: Any, path: str) -> TensorData:
 def empty(nbytes: int) -> tuple[torch.Tensor, memoryview]:
     """Fresh host memory, as a byte tensor and as a buffer to fill."""
     memory = torch.empty(nbytes, dtype=torch.uint8)
-    if not nbytes:
-        return memory, memoryview(bytearray())
-    raw = (ctypes.c_char * nbytes).from_address(memory.data_ptr())
-    return memory, memoryview(raw).cast("B")
+    return memory, view_of(memory)
 
 
-def part_of(held: ctypes.Array[ctypes.c_char], offset: int, nbytes: int) -> torch.Tensor:
-    """Some of these bytes, as a byte tensor that keeps all of them; not a copy."""
-    if not nbytes:
-        return torch.empty(0, dtype=torch.uint8)
-    return torch.frombuffer(held, dtype=torch.uint8, count=nbytes, offset=offset)
+def view_of(memory: torch.Tensor) -> memoryview:
+    """A byte tensor of the host as a buffer to fill, which does not keep it."""
+    if not memory.nbytes:
+        return memoryview(bytearray())
+    raw = (ctypes.c_char * memory.nbytes).from_address(memory.data_ptr())
+    return memoryview(raw).cast("B")
 
 
 def dtype_of(name: Any) -> torch.dtype:
@@ -127,10 +125,12 @@ def strides_of(tensor: torch.Tensor) -> list[int] | None:
     return None if like.is_contiguous() else list(like.stride())
 
 
-def with_strides(tensor: torch.Tensor, strides: list[int] | None) -> torch.Tensor:
-    """A copy of its own."""
+def with_strides(
+    tensor: torch.Tensor, strides: list[int] | None, *, borrowed: bool = False
+) -> torch.Tensor:
+    """A copy of its own; the tensor itself where that may be `borrowed`, and need not change."""
     if strides is None:
-        return tensor.clone()
+        return tensor if borrowed else tensor.clone()
     if len(strides) != tensor.dim() or min(strides, default=0) < 0:
         raise Corrupt(f"strides {strides} for a tensor of {tensor.dim()} dimensions")
     laid_out = torch.empty_strided(tensor.shape, strides, dtype=tensor.dtype)

@@ -168,8 +168,10 @@ class Attached:
         for name, value in self.objects.items():
             if name not in stored.tree or name in unlike:
                 continue
-            state = plain.from_tree(stored.tree[name]["state"], build_from(stored.tensors))
-            notes += fitting.RESTORE[self.kinds[name]](value, state, name, strict)
+            kind = self.kinds[name]
+            build = build_from(stored.tensors, borrowed=kind in fitting.BORROWING)
+            state = plain.from_tree(stored.tree[name]["state"], build)
+            notes += fitting.RESTORE[kind](value, state, name, strict)
         return notes
 
 
