@@ -23,7 +23,7 @@ from walrecover.rehearse.readout import read_events
 from walrecover.rundir import RunDir
 from walrecover.saver import offers, roll
 
-ROUNDS = 3
+ROUNDS = 7
 ROOT = Path(__file__).parents[2]
 SCRIPT = Path(__file__).parent / "scripts" / "restored.py"
 

@@ -188,7 +188,8 @@ def test_a_supervisor_that_is_killed_leaves_nothing_behind(tmp_path: Path) -> No
     with command(tmp_path, "0") as process:
         output, _ = process.communicate()
     assert process.returncode == 0, output
-    assert (number, bases(run)[2]) == (1, last)
+    # It may have been in the middle of the last step's boundary: its event there, its capture not.
+    assert number == 1 and bases(run)[2] in (last - 1, last)
     assert 120 in committed(run)
 
 
