@@ -44,7 +44,7 @@ def test_even_a_bare_loop_is_still_training_when_the_last_kill_comes():
     gaps = schedule.gaps(3, 4.0, 10)
     steps = schedule.steps_for(gaps, BARE, per_epoch=20)
     assert steps * BARE > sum(gaps) and steps % 20 == 0
-    assert (steps - 40) * BARE < 1.05 * sum(gaps)
+    assert (steps - 40) * BARE < 1.1 * sum(gaps)
 
 
 # -- log -----------------------------------------------------------------------------------------
@@ -217,8 +217,11 @@ def test_the_table_is_drawn_from_the_report_best_first():
     lines = [cells(line) for line in table.measured(REPORT).splitlines()]
     assert len({len(line) for line in lines}) == 1
     assert [line[0] for line in lines[2:]] == ["bare, no kills", "walrecover", "slow", "absent"]
-    told = "900.0 ms, 4.0, 50.0 ms, 1.0 ms, 7, identical"
-    assert (lines[3][1:3], lines[3][4:]) == (["93.0%", "94.9%"], told.split(", "))
+    told = "900.0 ms, 4.0, 50.0 ms, 1.0 ms, 7, identical; 2 kills"
+    assert (lines[3][1:3], lines[3][4:]) == (
+        ["93.0%", "94.9%"],
+        [cell.replace(";", ",") for cell in told.split(", ")],
+    )
     replayed = replay(table.costs_of(REPORT["contenders"][2]), 60 / 4, table.SEED)
     assert lines[3][3] == table.percent(replayed)
 

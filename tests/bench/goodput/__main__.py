@@ -51,7 +51,9 @@ def main() -> int:
     task = Task(**{name: getattr(args, name) for name in Task._fields})
     with tempfile.TemporaryDirectory(dir=args.work) as folder:
         race = Race(Path(folder).resolve(), task, args.seed, args.rate, args.kills)
-        counts = race.run([contenders.named(name) for name in args.contenders.split(",")])
+        partial = (args.out or report.ROOT / "build" / "race.json").with_suffix(".partial.json")
+        partial.parent.mkdir(parents=True, exist_ok=True)
+        counts = race.run([contenders.named(name) for name in args.contenders.split(",")], partial)
     path = report.write("race", counts, args.seed, began, args.out)
     print(table.tables(counts))
     if args.out is None:

@@ -6,6 +6,7 @@ takes there: a machine is not the same an hour later.
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from pathlib import Path
@@ -37,18 +38,14 @@ class Race:
         self._gaps = schedule.gaps(seed, rate, kills)
         self._runs = 0
 
-    def run(self, contenders: list[Contender]) -> dict[str, Any]:
-        """Raises DidNotRun only where the bare loop itself does not run."""
+    def run(self, contenders: list[Contender], partial: Path) -> dict[str, Any]:
+        """`partial`: a file that has what is known so far, as long as the race goes on. Raises
+        DidNotRun only where the bare loop itself does not run."""
         bare = costs.median_step([self._bare()])
         total = schedule.steps_for(self._gaps, bare, self._task.steps_per_epoch)
         reference = before = self._run(BARE, total).log
         rows = [self._ceiling(reference)]
-        for contender in contenders:
-            if contender == BARE:
-                continue
-            row, before = self._contend(contender, total, reference, before)
-            rows.append(row)
-        return {
+        report = {
             "task": self._task._asdict(),
             "steps": total,
             "kills_per_minute": self._rate,
@@ -57,6 +54,14 @@ class Race:
             "processors": os.cpu_count(),
             "contenders": rows,
         }
+        for contender in contenders:
+            if contender == BARE:
+                continue
+            row, before = self._contend(contender, total, reference, before)
+            rows.append(row)
+            partial.write_text(json.dumps(report, indent=2))
+        partial.unlink(missing_ok=True)
+        return report
 
     def _ceiling(self, reference: StepLog) -> dict[str, Any]:
         bare = costs.median_step([reference])
@@ -86,6 +91,8 @@ class Race:
             if contender.own_reference:
                 reference = self._run(contender, total, every).log
             killed = self._run(contender, total, every, self._gaps)
+            if not killed.killed:
+                raise DidNotRun("it came to its end before the first kill")
         except DidNotRun as reason:
             return {**row, "reason": str(reason)}, self._bare()
         after = self._bare()
@@ -114,7 +121,7 @@ class Race:
         what = f"{len(gaps)} kills" if gaps else "undisturbed"
         print(f"{contender.name}: {total} steps, N = {every}, {what}", file=sys.stderr)
         environment = contender.environment(self._folder / "bytecode")
-        return run(contender.command(folder, every, told), environment, folder, gaps or ())
+        return run(contender.command(folder, every, told), environment, folder, total, gaps or ())
 
 
 def _measured(killed: Ran, calm: StepLog, every: int, bare: float) -> dict[str, Any]:
@@ -125,7 +132,7 @@ def _measured(killed: Ran, calm: StepLog, every: int, bare: float) -> dict[str, 
         "seconds": last.at - first.at,
         "saving": costs.saving(calm, CALIBRATED_EVERY, bare)._asdict(),
         "kills": [kill._asdict() for kill in found],
-        "late": costs.late(found, every) if found else 0.0,
+        "late": costs.late(found, every),
     }
 
 

@@ -57,6 +57,10 @@ class Running:
         steps = self.log().steps
         return bool(steps) and steps[-1].pid not in others
 
+    def made(self, total: int) -> bool:
+        steps = self.log().steps
+        return bool(steps) and steps[-1].number >= total
+
     def wait(self, so: Callable[[], bool], waiting_for: str) -> None:
         """Until it is so. Raises DidNotRun where it ends before, or nothing comes of it."""
         made, deadline = -1, 0.0
@@ -95,11 +99,15 @@ class Running:
 
 
 def run(
-    command: Sequence[str], environ: dict[str, str], folder: Path, gaps: Sequence[float] = ()
+    command: Sequence[str],
+    environ: dict[str, str],
+    folder: Path,
+    total: int,
+    gaps: Sequence[float] = (),
 ) -> Ran:
-    """To its end, with a kill after each of these seconds of training. The time starts with the
-    first step after the last kill: what does not train yet is not killed. The caller is a
-    subreaper. Raises DidNotRun."""
+    """To its end at step `total`, with a kill after each of these seconds of training. The time
+    starts with the first step after the last kill: what does not train yet is not killed, nor what
+    has made its last step. The caller is a subreaper. Raises DidNotRun."""
     folder.mkdir(parents=True, exist_ok=True)
     running, killed = Running(command, environ, folder), list[tuple[float, int]]()
     try:
@@ -107,7 +115,9 @@ def run(
             dead = {pid for _, pid in killed}
             running.wait(lambda dead=dead: running.trained_by(dead), "step")
             due = running.log().attempts()[-1][0].at + gap
-            running.wait(lambda due=due: time.time() >= due, "kill")
+            running.wait(lambda due=due: time.time() >= due or running.made(total), "kill")
+            if running.made(total):
+                break
             killed.append(running.kill())
         dead = {pid for _, pid in killed}
         running.wait(lambda: running.trained_by(dead), "step")

@@ -13,6 +13,6 @@ def gaps(seed: int, per_minute: float, kills: int) -> list[float]:
 
 def steps_for(between: list[float], step_seconds: float, per_epoch: int) -> int:
     """So many steps that the last kill comes before a bare loop could have made them: in whole
-    epochs, with a twentieth to spare."""
-    needed = 1.05 * sum(between) / step_seconds
+    epochs, with a tenth to spare."""
+    needed = 1.1 * sum(between) / step_seconds
     return per_epoch * (int(needed / per_epoch) + 1)

@@ -83,10 +83,10 @@ def measured(report: Report) -> str:
 
 
 def verdict(row: Mapping[str, Any]) -> str:
-    differs = row["first_step_that_differs"]
-    if differs is None and row["same_weights"]:
-        return "identical"
-    return f"diverged from step {differs}" if differs is not None else "other weights"
+    differs, kills = row["first_step_that_differs"], len(row["kills"])
+    if differs is None:
+        return f"identical, {kills} kills" if row["same_weights"] else "other weights"
+    return f"diverged from step {differs}"
 
 
 def by_rate(report: Report) -> str:

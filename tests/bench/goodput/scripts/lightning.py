@@ -29,7 +29,8 @@ class Wrapped(pl.LightningModule):
 
 
 class Generator(Callback):
-    """The state of torch's generator, put back just before the first step."""
+    """The state of torch's generator, put back where an epoch begins, before the loader draws its
+    order, and within one before the next step, behind what the loader drew to find its place."""
 
     saved = None
 
@@ -39,10 +40,14 @@ class Generator(Callback):
     def load_state_dict(self, state):
         self.saved = state["generator"]
 
-    def on_train_batch_start(self, trainer, module, batch, index):
+    def on_train_epoch_start(self, trainer, module):
         if self.saved is not None:
             torch.set_rng_state(self.saved)
-            self.saved = None
+
+    def on_train_batch_start(self, trainer, module, batch, index):
+        if self.saved is not None and index:
+            torch.set_rng_state(self.saved)
+        self.saved = None
 
 
 class Telling(Callback):
