@@ -106,6 +106,15 @@ def test_a_save_costs_its_stall_and_what_it_slows_the_steps_behind_it():
     assert found.base == pytest.approx(0.01)
 
 
+def test_a_save_that_is_lost_in_the_noise_costs_as_much_as_the_noise():
+    log = parse(told((1, 0.0, 1, steady(0.0, 81))))
+    noisy = [
+        step._replace(at=step.at + 0.02 * ((step.number - 1) // 10 % 2)) for step in log.steps
+    ]  # each window is 20 ms longer or shorter than the one before it
+    found = costs.saving(log._replace(steps=noisy), 10, BARE)
+    assert 0.005 < found.cost < 0.02
+
+
 def test_a_save_whose_steps_are_not_all_there_is_not_counted():
     whole = costs.saving(saved_every_ten(0.2, 0.03, 0.0, steps=20), 10, BARE)
     cut = costs.saving(saved_every_ten(0.2, 0.03, 0.0, steps=22), 10, BARE)
@@ -113,7 +122,8 @@ def test_a_save_whose_steps_are_not_all_there_is_not_counted():
 
 
 def test_noise_is_no_gain():
-    assert costs.saving(saved_every_ten(stall=0.0, slower=-0.01, base=-0.02), 10, BARE) == (0, 0)
+    found = costs.saving(saved_every_ten(stall=0.0, slower=-0.01, base=-0.02), 10, BARE)
+    assert found == (pytest.approx(0.0, abs=1e-9), 0.0)
 
 
 def test_the_first_steps_of_a_process_are_no_measure():
@@ -183,6 +193,7 @@ def row(name: str, goodput: float, down: float, **more: Any) -> dict[str, Any]:
         "every": 7,
         "bare_step_seconds": BARE,
         "goodput": goodput,
+        "seconds": 64.4,
         "saving": {"cost": 0.05, "base": 0.001},
         "kills": [kill, {**kill, "down": down + 1}],
         "late": 1.0,
@@ -222,7 +233,7 @@ def test_the_table_is_drawn_from_the_report_best_first():
         ["93.0%", "94.9%"],
         [cell.replace(";", ",") for cell in told.split(", ")],
     )
-    replayed = replay(table.costs_of(REPORT["contenders"][2]), 60 / 4, table.SEED)
+    replayed = replay(table.costs_of(REPORT["contenders"][2]), (64.4 - 0.4 - 1.4) / 2, table.SEED)
     assert lines[3][3] == table.percent(replayed)
 
 

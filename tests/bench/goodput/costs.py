@@ -6,6 +6,7 @@ their own, since nobody waits a fortnight for a kill.
 
 from __future__ import annotations
 
+import math
 import random
 import statistics
 from collections.abc import Sequence
@@ -65,14 +66,22 @@ def median_step(logs: Sequence[StepLog]) -> float:
 def saving(log: StepLog, every: int, bare: float) -> Saving:
     """From an undisturbed run that saved every `every` steps. The second half of the steps
     between two saves is taken to be free of them: what all steps of a window took beyond that is
-    the save's."""
+    the save's. No save is free: one that is lost in the noise is taken to cost as much as it."""
     steps = [(number, seconds) for number, seconds in intervals(log) if number > every]
     quiet = statistics.median(s for n, s in steps if (n - 1) % every >= every // 2)
     windows: dict[int, list[float]] = {}
     for number, seconds in steps:
         windows.setdefault((number - 1) // every, []).append(seconds - quiet)
     beyond = [sum(window) for window in windows.values() if len(window) == every]
-    return Saving(max(0.0, statistics.median(beyond)), max(0.0, quiet - bare))
+    return Saving(max(error(beyond), statistics.median(beyond)), max(0.0, quiet - bare))
+
+
+def error(sample: Sequence[float]) -> float:
+    """The standard error of their median, from their quartiles: as if they were normal."""
+    if len(sample) < 2:
+        return 0.0
+    low, _, high = statistics.quantiles(sample, n=4, method="inclusive")
+    return 1.253 * (high - low) / 1.349 / math.sqrt(len(sample))
 
 
 def best_every(saving: Saving, bare: float, between: float) -> int:

@@ -39,6 +39,12 @@ def costs_of(row: Mapping[str, Any]) -> Costs:
     return Costs(row["bare_step_seconds"], Saving(**row["saving"]), down, row["late"])
 
 
+def between(row: Mapping[str, Any]) -> float:
+    """Seconds of training for each kill that it had."""
+    down = [kill["down"] for kill in row["kills"]]
+    return (row["seconds"] - sum(down)) / len(down)
+
+
 def ran(report: Report) -> list[Mapping[str, Any]]:
     """The rows of those that were killed and came to the end, best first."""
     rows = [row for row in report["contenders"] if row.get("kills")]
@@ -67,7 +73,7 @@ def measured(report: Report) -> str:
                 row["name"],
                 percent(row["goodput"]),
                 percent(row["goodput"] / top["goodput"]),
-                percent(replay(costs_of(row), 60 / report["kills_per_minute"], SEED)),
+                percent(replay(costs_of(row), between(row), SEED)),
                 seconds(statistics.median(kill["down"] for kill in kills)),
                 f"{statistics.mean(kill['again'] for kill in kills):.1f}",
                 seconds(row["saving"]["cost"]),
