@@ -52,14 +52,14 @@ else
 	$(PY) -m pytest $(SYSTEM_TESTS) $(SPREAD) $(PYTEST_ARGS)
 endif
 
-# strace, Java and a browser, where they are missing and may be installed; elsewhere the tests say what they lack.
+# strace, Java, a browser and systemd's tools, where they are missing and may be installed; elsewhere the tests say what they lack.
 tools:
-	@command -v strace >/dev/null && command -v java >/dev/null && command -v chromedriver >/dev/null && exit 0; \
+	@command -v strace >/dev/null && command -v java >/dev/null && command -v chromedriver >/dev/null && command -v systemd-analyze >/dev/null && exit 0; \
 	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 		export DEBIAN_FRONTEND=noninteractive; \
-		apt-get update -qq && apt-get install -y -qq --no-install-recommends strace default-jre-headless chromium chromium-driver; \
+		apt-get update -qq && apt-get install -y -qq --no-install-recommends strace default-jre-headless chromium chromium-driver systemd; \
 	else \
-		echo "strace, java or chromedriver is missing: install strace, default-jre-headless, chromium and chromium-driver" >&2; \
+		echo "strace, java, chromedriver or systemd-analyze is missing: install strace, default-jre-headless, chromium, chromium-driver and systemd" >&2; \
 	fi
 
 coverage: $(DONE) ## branches of journal, snapshot and recovery that the fast tests reach

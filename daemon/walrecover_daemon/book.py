@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from walrecover.errors import StorageFailed, UnsupportedVersion
+from walrecover.errors import BadInput, StorageFailed, UnsupportedVersion
 from walrecover_daemon.alerting import OLDEST_SECONDS, Change, Key, Said
 from walrecover_daemon.readmodel import Damaged, is_damage, put_aside
 
@@ -194,7 +194,7 @@ class Book:
 def prepare(path: Path, now: float) -> str:
     """Make the file, or look whether it is whole. Returns what is to be said ("": nothing).
 
-    Raises StorageFailed, UnsupportedVersion.
+    Raises BadInput (another program's), StorageFailed, UnsupportedVersion.
     """
     said = ""
     for _ in range(2):
@@ -217,6 +217,10 @@ def _prepare(path: Path, now: float) -> None:
     with contextlib.closing(sqlite3.connect(path, isolation_level=None, timeout=30.0)) as conn:
         os.chmod(path, 0o600)
         version = conn.execute("PRAGMA user_version").fetchone()[0]
+        application = conn.execute("PRAGMA application_id").fetchone()[0]
+        tables = conn.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+        if tables and application != APPLICATION:
+            raise BadInput(f"{path} is another program's database: choose another --read-model")
         if version > VERSION:
             raise UnsupportedVersion(
                 f"{path} was made by a newer release (version {version}, and this one knows "

@@ -94,6 +94,8 @@ def serve(
     guard: str | None,
 ) -> int:
     path, job = _job(directories, journal_dir, read_model, once=once)
+    if once and guard:
+        raise BadInput("--guard is for a daemon that goes on: leave out --once")
     if once:
         with readmodel.locked(path):
             return _keep(job)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import queue
+import signal
 import sqlite3
 import threading
 import time
@@ -129,7 +130,7 @@ class Guardian:
                 ["walrecover_daemon.upkeep"],
                 self._hear_upkeep,
                 self._task,
-                partial(self._died, "what retires and archives"),
+                self._upkeep_died,
             )
         ]
 
@@ -154,9 +155,14 @@ class Guardian:
 
     def _died(self, what: str, status: int) -> None:
         self._say(f"{what} has ended ({status}): it is started again")
-        if what.startswith("what retires") and self._begun:
+
+    def _upkeep_died(self, status: int) -> None:
+        """What it was at may be what it died of, unless somebody ended it."""
+        self._died("what retires and archives", status)
+        if self._begun and -status not in (signal.SIGKILL, signal.SIGTERM):
             self._say(f"run {self._begun[1]} is left alone until this daemon starts anew")
             self._skipped.append(self._begun)
+        self._begun = None
 
     def _note(self, one: ReadBack | Done) -> None:
         self._heard.put(one)

@@ -63,10 +63,8 @@ def flip(run: RunDir, ref: SnapshotRef, file: str = "rank-00001.safetensors") ->
 class Daemon:
     """A daemon that serves; `said` is its log, once it has ended."""
 
-    def __init__(self, root: Path, guard: Path | None, environ: dict[str, str]) -> None:
-        words = ["--guard", guard] if guard else []
-        environ = {**os.environ, **environ}
-        self.process = readmodels.daemon("serve", root, *words, env=environ)
+    def __init__(self, *words: str | Path, **more: Any) -> None:
+        self.process = readmodels.daemon("serve", *words, **more)
         self.url = readmodels.address(self.process)
         self.said = ""
 
@@ -88,8 +86,11 @@ class Daemon:
 
 
 @contextmanager
-def daemon(root: Path, guard: Path | None = None, **environ: str) -> Iterator[Daemon]:
-    running = Daemon(root, guard, environ)
+def daemon(
+    root: Path, guard: Path | None = None, *words: str | Path, **more: Any
+) -> Iterator[Daemon]:
+    """`more`: as for Popen."""
+    running = Daemon(root, *(["--guard", guard] if guard else []), *words, **more)
     try:
         yield running
     finally:
@@ -310,15 +311,34 @@ def test_commits_are_archived_as_they_come_and_a_run_comes_back_from_there(
     check_state(back, candidates(back)[0])
 
 
+def test_archiving_that_is_killed_goes_on_where_it_was(
+    root: Path, path: Path, tmp_path: Path
+) -> None:
+    run, vault = trained(root, saves=2), tmp_path / "vault"
+    file = guard_file(tmp_path, text=f"archive: {{to: {vault}}}\n")
+    environ = {**os.environ, "WALRECOVER_FAILPOINT": "vault.answered:kill:20"}
+    with daemon(root, file, env=environ) as it:
+        until(lambda: [row["amount"] for row in guarded(path, "upkeep")] == [3])
+    assert "what retires and archives has ended (-9): it is started again" in it.said
+    back = retrieve(Vault(str(vault)), "one", tmp_path / "back" / ".walrecover").run
+    assert entries_of(back) == entries_of(run)
+    check_state(back, candidates(back)[0])
+
+
 def test_a_run_that_upkeep_dies_over_is_left_alone(root: Path, path: Path, tmp_path: Path) -> None:
     trained(root)
     file = guard_file(tmp_path, text=f"archive: {{to: {tmp_path / 'vault'}, every: 0.2s}}\n")
-    with daemon(root, file, WALRECOVER_FAILPOINT="vault.request:kill") as it:
+    environ = {**os.environ, "WALRECOVER_FAILPOINT": "vault.request:raise"}
+    with daemon(root, file, env=environ) as it:
         assert it.process.stderr is not None
-        said = it.process.stderr.readline() + it.process.stderr.readline()
-        assert "what retires and archives has ended" in said
-        assert "run one is left alone until this daemon starts anew" in said
+        lines = iter(it.process.stderr.readline, "")
+        ended = "walrecover-daemon: what retires and archives has ended (1): it is started again\n"
+        assert ended in lines
+        assert "run one is left alone until this daemon starts anew" in next(lines)
         until(lambda: it.child("upkeep"))
+        assert it.is_ready()
+    assert "what retires" not in it.said
+    assert guarded(path, "upkeep") == []
 
 
 def test_what_cannot_be_archived_is_said_once_and_the_rest_goes_on(

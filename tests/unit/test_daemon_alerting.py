@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 
 from tests.support.waiting import wait_until
 from tests.support.webhooks import SECRET, Receiver
+from walrecover.errors import BadInput, UnsupportedVersion
 from walrecover_daemon import alerting, book, sending
 from walrecover_daemon.alerting import Alert, Change, Disk, Limits, Said, Seen
 from walrecover_daemon.book import Book
@@ -214,6 +216,20 @@ def test_the_file_remembers_what_was_told_and_since_when(path: Path, mine: Book)
         row = again.next_waiting(NOW)
         assert row is not None
         assert (row["at"], row["changed"], row["change"]) == (NOW, NOW + 9, 2)
+
+
+def test_a_file_that_is_not_ours_is_left_alone(path: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other.db"
+    with closing(sqlite3.connect(other)) as conn:
+        conn.execute("CREATE TABLE mine (x)")
+    before = other.read_bytes()
+    with pytest.raises(BadInput, match="is another program's database"):
+        book.prepare(other, NOW)
+    assert other.read_bytes() == before
+    with closing(sqlite3.connect(path)) as conn:
+        conn.execute("PRAGMA user_version=9")
+    with pytest.raises(UnsupportedVersion, match=r"release \(version 9, and this one knows 1"):
+        book.prepare(path, NOW)
 
 
 def test_what_changed_while_it_was_sent_still_waits(mine: Book) -> None:

@@ -6,12 +6,14 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.end_to_end.test_daemon import as_somebody_else
 from tests.support.protocol import Launch, candidates, entries_of, holder
 from walrecover import snapshot
 from walrecover.entries import SnapshotRef
@@ -172,6 +174,30 @@ def test_a_run_that_cannot_be_read_holds_nothing_up(run: RunDir) -> None:
     (other.sequence / "00000001.json").write_bytes(b"x")
     (run.root / "scrubbed.json").write_bytes(b"{")
     assert len(Scrubs(run).cycle()) == 3
+
+
+def test_a_run_that_may_not_be_looked_into_holds_nothing_up() -> None:
+    with tempfile.TemporaryDirectory() as name:
+        root = Path(name) / ".walrecover"
+        for run in (RunDir(root, "open"), RunDir(root, "closed")):
+            with Launch.begin(run) as launch:
+                launch.train()
+                launch.save()
+        for each in (Path(name), *Path(name).rglob("*")):
+            os.chmod(each, 0o777)
+        run.path.chmod(0)
+        told: list[Scrubbed] = []
+
+        def cycle() -> None:
+            scrubber = Scrubber(root, told.append)
+            while not scrubber.turn():
+                pass
+            assert [one.run for one in told] == ["open"]
+
+        try:
+            assert as_somebody_else(cycle) == 0
+        finally:
+            run.path.chmod(0o700)
 
 
 # --- the process --------------------------------------------------------------------------------
