@@ -17,6 +17,7 @@ import psutil
 import pytest
 
 from tests.support import readmodels
+from tests.support.buckets import Buckets, objects
 from tests.support.protocol import Launch, candidates, check_state, entries_of
 from tests.support.readmodels import rows
 from tests.support.waiting import wait_until
@@ -309,6 +310,22 @@ def test_commits_are_archived_as_they_come_and_a_run_comes_back_from_there(
     retrieve(Vault(str(vault)), "one", back.root)
     assert candidates(back) == candidates(run)
     check_state(back, candidates(back)[0])
+
+
+def test_commits_go_to_a_bucket_and_its_key_is_said_nowhere(
+    root: Path, path: Path, tmp_path: Path
+) -> None:
+    run = trained(root)
+    with Buckets() as server:
+        bucket = server.make()
+        file = guard_file(tmp_path, text=f"archive: {{to: s3://{bucket}/runs, every: 0.2s}}\n")
+        with daemon(root, file, env={**os.environ, **server.environ}) as it:
+            until(lambda: [row["amount"] for row in guarded(path, "upkeep")] == [4])
+            shown = it.get("runs/one") + it.get("metrics")
+        sent = objects(server.store(bucket))
+    names = {f"runs/one/{each.relative_to(run.path)}" for each in run.sequence.iterdir()}
+    assert names == {name for name in sent if name.startswith("runs/one/sequence/")}
+    assert server.environ["AWS_SECRET_ACCESS_KEY"] not in it.said + shown
 
 
 def test_archiving_that_is_killed_goes_on_where_it_was(
