@@ -11,6 +11,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
+from walrecover.goodput import KINDS
 from walrecover_daemon import book
 from walrecover_daemon.curves import Part, Point
 
@@ -61,11 +62,19 @@ class Asking:
     def runs(self, most: int = -1) -> list[Row]:
         """Runs, those that are alive first, then the newest; by default all."""
         return self.ask(
-            "SELECT *, coalesce((SELECT sum(last_step - superseded_from + 1) FROM attempts a"
-            f" WHERE a.run=runs.id), 0) AS lost, {_ROT} AS rot"
-            " FROM runs WHERE state != '' ORDER BY state != 'running', latest DESC, name"
+            f"SELECT *, {_ROT} AS rot FROM runs WHERE state != ''"
+            " ORDER BY state != 'running', latest DESC, name"
             " LIMIT ?",
             most,
+        )
+
+    def figures(self) -> list[Row]:
+        """Of every run what can be counted, and no more: there may be very many."""
+        kinds = ", ".join(KINDS)
+        return self.ask(
+            f"SELECT root, name, state, last_step, goodput, committed_at, {kinds},"
+            " (SELECT sum(last_step - superseded_from + 1) FROM attempts a"
+            " WHERE a.run=runs.id) AS lost FROM runs WHERE state != ''"
         )
 
     def run(self, name: str, number: int | None = None) -> tuple[Row | None, list[Row]]:

@@ -22,7 +22,7 @@ from walrecover_daemon.streaming import SLICE, Pass, Stream, Streams
 from walrecover_daemon.tables import StreamRow, Tables
 
 MOST_RUNS = 256
-"""Runs that are held in memory."""
+"""Runs that are held in memory, and that one transaction goes through."""
 
 REST_SECONDS = 60.0
 """A run that cannot be told is not looked at for so long."""
@@ -101,7 +101,7 @@ class Follower:
             stirred = [*self.recall(), *stirred]
         with self._all_or_nothing():
             for place, one in enumerate(stirred):
-                if read >= SLICE:
+                if read >= SLICE or place >= MOST_RUNS:
                     left += stirred[place:]
                     break
                 if time.monotonic() < self._rest.get(one.place, 0.0):

@@ -24,7 +24,7 @@ class Told(Collector):
         self._asking, self._heard = asking, heard
 
     def collect(self) -> Iterator[Metric]:
-        runs = self._asking.runs()
+        runs = self._asking.figures()
         yield from _of_runs(runs)
         yield from self._of_snapshots()
         yield from self._of_restarts()

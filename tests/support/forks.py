@@ -122,10 +122,10 @@ def _be_child(target: str, arguments: dict[str, Any]) -> None:
 if __name__ == "__main__":
     for name in _PRELOADED:
         importlib.import_module(name)
-    gc.collect()
-    gc.freeze()  # else a child's first collection copies all that it has inherited
     if sys.argv[1:]:
         importlib.import_module("walrecover.processes").become_subreaper()
+    gc.collect()
+    gc.freeze()  # else a child's first collection copies all that it has inherited
     out = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     serve(sys.stdin, out)
