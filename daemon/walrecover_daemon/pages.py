@@ -176,15 +176,19 @@ def _glance(it: About) -> Markup:
         ("heard", age(run["latest"], it.now)),
     ]
     end = [run[key] for key in ("cause", "evidence", "decision", "reason") if run[key]]
-    if end:
-        facts.append(("last end", ": ".join(end)))
     problems = [
         tag("li", f"{row['writer']} of attempt {row['attempt']}: {row['problem']}")
         for row in it.problems
     ]
     return join(
         [
-            tag("dl", [tag("div", tag("dt", name), tag("dd", value)) for name, value in facts]),
+            tag(
+                "dl",
+                [tag("div", tag("dt", name), tag("dd", value)) for name, value in facts],
+                tag("div", tag("dt", "last end"), tag("dd", ": ".join(end)), class_="long")
+                if end
+                else None,
+            ),
             tag("p", run["problem"], class_="problem") if run["problem"] else None,
             tag("ul", problems, class_="problem") if problems else None,
         ]
@@ -227,7 +231,7 @@ def _attempts(it: About) -> Markup:
                         f"{row['number']}" + (" (fenced)" if row["fenced"] else ""),
                         moment(row["began"]),
                         "the beginning" if row["base_step"] is None else f"step {row['base_step']}",
-                        span(row["first_step"], row["last_step"]),
+                        word(span(row["first_step"], row["last_step"])),
                         number(row["superseded_from"]),
                         ": ".join(filter(None, (row["cause"], row["evidence"]))),
                         ": ".join(filter(None, (row["decision"], row["reason"]))),
