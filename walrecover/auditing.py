@@ -9,8 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-import msgspec
-
 from walrecover import booking, lineage
 from walrecover import entries as model
 from walrecover.booking import Wanted
@@ -58,7 +56,7 @@ def _streams(run: RunDir, one: Ancestor) -> Streams:
     """By rank."""
     return {
         int(stream.writer.removeprefix(RANK)): (stream, path)
-        for stream, path in find_streams(msgspec.structs.replace(run, name=one.run).journal)
+        for stream, path in find_streams(run._replace(name=one.run).journal)
         if (stream.attempt, stream.nonce) == (one.attempt, one.nonce)
         and stream.writer.removeprefix(RANK).isdigit()
     }

@@ -9,8 +9,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import msgspec
-
 from walrecover.entries import Ancestor, attempt_label
 from walrecover.errors import WalrecoverError
 from walrecover.events import Event, Unknown
@@ -65,7 +63,7 @@ def read(
 def _streams(run: RunDir, one: Ancestor) -> list[tuple[StreamId, Path]]:
     found = [
         (stream, path)
-        for stream, path in find_streams(msgspec.structs.replace(run, name=one.run).journal)
+        for stream, path in find_streams(run._replace(name=one.run).journal)
         if (stream.attempt, stream.nonce) == (one.attempt, one.nonce)
         and stream.writer.startswith(RANK)
     ]

@@ -12,10 +12,9 @@ from __future__ import annotations
 
 import hashlib
 import os
-from functools import cached_property
+from functools import lru_cache
 from pathlib import Path
-
-import msgspec
+from typing import NamedTuple
 
 from walrecover.entries import attempt_label
 from walrecover.errors import BadInput
@@ -25,34 +24,34 @@ from walrecover.manifest import is_run_name
 DIRECTORY = ".walrecover"
 
 
-class RunDir(msgspec.Struct, frozen=True, dict=True):
+class RunDir(NamedTuple):
     """The directory of one run. `root` is the `.walrecover` folder, absolute."""
 
     root: Path
     name: str
     journal_root: Path | None = None
 
-    @cached_property
+    @property
     def path(self) -> Path:
-        return self.root / "runs" / self.name
+        return _below(self.root, self.name)
 
-    @cached_property
+    @property
     def sequence(self) -> Path:
-        return self.path / "sequence"
+        return _below(self.root, self.name, "sequence")
 
-    @cached_property
+    @property
     def snapshots(self) -> Path:
-        return self.path / "snapshots"
+        return _below(self.root, self.name, "snapshots")
 
-    @cached_property
+    @property
     def journal(self) -> Path:
         if self.journal_root is not None:
             return self.journal_root / self.name / "journal"
-        return self.path / "journal"
+        return _below(self.root, self.name, "journal")
 
-    @cached_property
+    @property
     def attempts(self) -> Path:
-        return self.path / "attempts"
+        return _below(self.root, self.name, "attempts")
 
     def stream(self, number: int, nonce: str, writer: str) -> Path:
         return self.journal / attempt_label(number, nonce) / writer
@@ -79,6 +78,12 @@ class RunDir(msgspec.Struct, frozen=True, dict=True):
                 )
             for folder in (self.sequence, self.snapshots, self.journal, self.attempts):
                 make_directory(folder)
+
+
+@lru_cache(maxsize=64)
+def _below(root: Path, name: str, *parts: str) -> Path:
+    """Made once: to put a path together takes longer than to look at what lies there."""
+    return root.joinpath("runs", name, *parts)
 
 
 def find_root(directory: str | os.PathLike[str] | None = None) -> Path:
