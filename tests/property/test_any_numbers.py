@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tests.support import readmodels
@@ -51,6 +51,10 @@ of_supervisors = st.one_of(
 
 
 @settings(max_examples=25)
+@example(
+    [ev.StepCompleted(at=math.inf, step=2**64 - 1)],
+    [ev.WorkerExited(at=1e300, pid=2**64 - 1, cause="crash")],
+)
 @given(st.lists(of_ranks, max_size=4), st.lists(of_supervisors, max_size=3))
 def test_no_number_in_a_journal_ends_the_follower_or_a_page(
     by_rank: list[ev.Event], by_supervisor: list[ev.Event]
