@@ -33,7 +33,7 @@ SLOTS = 3
 SAVERS = 4
 """Processes that one attempt's captures are given to, before it goes on without."""
 
-COMMITTED_SECONDS = 1.0
+COMMITTED_SECONDS = 5.0
 """For the journal to commit what was appended a step ago; training waits for no slower disk."""
 
 SPARE_BYTES = 1 << 20
