@@ -31,10 +31,11 @@ from walrecover.manifest import digest_of
 from walrecover.recovery import begin_attempt
 from walrecover.rundir import RunDir
 from walrecover.saver import offers, taking
+from walrecover.saver.offering import OFFERED_SECONDS
 
 ENDINGS = ["SIGKILL", "SIGSEGV", "SIGTERM", "the saver, then SIGKILL", "both at once"]
 MOST_SECONDS = 0.12
-OFFER_ENDS_SECONDS = 10.0
+OFFER_ENDS_SECONDS = OFFERED_SECONDS / 2
 LOST = "the last events of its process were lost with it"
 
 
@@ -63,8 +64,13 @@ def one_round(forks: Forks, folder: Path, dice: random.Random) -> dict[str, int]
     wait_until(lambda: not (found := _processes_of(run)) - offers.settled(run, found))
     _check(run, entry.number, entry.nonce, notes, how)
     counts = collections.Counter({how: 1, "commits": len(_said(notes, "committed"))})
-    counts.update(_end_offers(run, dice))
-    wait_until(lambda: not _processes_of(run), OFFER_ENDS_SECONDS)
+
+    def nothing_is_left() -> bool:
+        # One that its training had just begun to start comes later, saves and offers.
+        counts.update(_end_offers(run, dice))
+        return not _processes_of(run)
+
+    wait_until(nothing_is_left)
     return counts
 
 
@@ -80,7 +86,7 @@ def _end(pid: int, how: str, savers: list[int], dice: random.Random) -> None:
 def _end_offers(run: RunDir, dice: random.Random) -> dict[str, int]:
     """As a next attempt does that takes them, one that starts anew, or none."""
     offering = offers.settled(run, _processes_of(run))
-    if not offering:
+    if not offering or not candidates(run):
         return {}
     how = dice.choice(["taken", "superseded", "killed"])
     if how == "superseded":
@@ -96,6 +102,7 @@ def _end_offers(run: RunDir, dice: random.Random) -> dict[str, int]:
         for digest, (offset, nbytes) in source.places.items():
             if digest_of(data[offset : offset + nbytes]) != digest:
                 raise Failed("what was offered is not what its digests say")
+    wait_until(lambda: not offering & _processes_of(run), OFFER_ENDS_SECONDS)
     return {f"offers {how}": 1}
 
 
