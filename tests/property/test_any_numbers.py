@@ -28,12 +28,15 @@ times = st.one_of(
 )  # fmt: skip
 counts = st.sampled_from([0, 1, 3, 2**31, 2**53, 2**63 - 1, 2**63, 2**64 - 1])
 scalars = st.dictionaries(st.sampled_from(["loss", "", "grad"]), times, max_size=2)
+files = st.tuples(
+    st.builds(ev.WrittenFile, name=st.just("x"), bytes=counts, digest=st.just("blake3:x"))
+)
 
 of_ranks = st.one_of(
     st.builds(ev.StepCompleted, at=times, step=counts, epoch=counts, scalars=scalars,
               lr=st.tuples(times), grad_norm=times),
     st.builds(ev.ScalarsArrived, at=times, step=counts, scalars=scalars),
-    st.builds(ev.ShardsWritten, at=times, step=counts, seconds=times),
+    st.builds(ev.ShardsWritten, at=times, step=counts, seconds=times, files=files),
     st.builds(ev.SnapshotCommitted, at=times, step=counts, manifest=st.just("x")),
     st.builds(ev.Resumed, at=times, step=counts),
     st.builds(ev.ResumeDiverged, at=times, step=counts, what=st.just("x"), before=st.just("1"),

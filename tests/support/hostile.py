@@ -106,14 +106,14 @@ class Served(NamedTuple):
 
 @contextmanager
 def served(folder: Path) -> Iterator[Served]:
-    """A daemon that has read it, and is done with all that it does for a page."""
+    """A daemon that has read it, and audited it: no test of it leaves a process behind."""
     root = folder / DIRECTORY / ".walrecover"
     hostile(root)
     process = readmodels.daemon("serve", root)
     try:
         with httpx.Client(base_url=readmodels.address(process), timeout=30) as client:
             wait_until(lambda: client.get("/readyz").status_code == 200)
-            wait_until(lambda: "being audited" not in client.get("/runs/evil").text)
+            wait_until(lambda: "being audited" not in client.get("/runs/evil").text, pause=0.1)
             yield Served(client, root, process.pid)
     finally:
         process.terminate()
