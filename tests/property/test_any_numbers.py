@@ -89,7 +89,7 @@ def write(journal: Any, events: list[ev.Event]) -> None:
 def every_page_is_made(asking: Asking) -> None:
     runs = asking.runs()
     assert {run["name"] for run in runs} == {"any", "good"}
-    assert pages.overview(runs, len(runs), 1.8e9)
+    assert pages.overview(runs, len(runs), (), 1.8e9)
     assert metrics.exposition(asking, Heard())
     for run in runs:
         number, attempts = run["id"], asking.attempts(run["id"])
