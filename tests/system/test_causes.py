@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -77,6 +78,8 @@ def test_a_command_in_a_cgroup_of_its_own_is_followed_there(tmp_path: Path, cgro
         assert followed.cgroup == cgroup
         process.stdin.write("\n")
         process.stdin.flush()
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+        assert followed.follow(process.pid) == followed  # looked at once more, before it is reaped
         assert process.wait(60) == -9
     run = RunDir(tmp_path, "run")
     found = followed.look(
