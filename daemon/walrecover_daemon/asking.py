@@ -73,8 +73,8 @@ class Asking:
         kinds = ", ".join(KINDS)
         return self.ask(
             f"SELECT root, name, state, last_step, goodput, committed_at, {kinds},"
-            " (SELECT sum(last_step - superseded_from + 1) FROM attempts a"
-            " WHERE a.run=runs.id) AS lost FROM runs WHERE state != ''"
+            " coalesce((SELECT sum(last_step - superseded_from + 1) FROM attempts a"
+            " WHERE a.run=runs.id), 0) AS lost FROM runs WHERE state != ''"
         )
 
     def run(self, name: str, number: int | None = None) -> tuple[Row | None, list[Row]]:

@@ -16,6 +16,7 @@ import psutil
 import pytest
 
 from tests.support import readmodels
+from tests.support.daemon_kills import follower_of
 from tests.support.protocol import Launch
 from tests.support.readmodels import rows, run_daemon
 from tests.support.waiting import wait_until
@@ -73,7 +74,7 @@ def test_a_long_journal_on_the_first_start_shows_its_progress_on_a_page_that_can
     try:
         with httpx.Client(base_url=readmodels.address(process), timeout=30) as page:
             wait_until(lambda: readmodels.count(model) > 0)
-            (follower,) = psutil.Process(process.pid).children()
+            follower = psutil.Process(follower_of(process.pid))
             with stopped(follower):  # in the middle of it, for as long as we look
                 ready = page.get("/readyz")
                 assert (ready.status_code, ready.text) == (503, "1 runs to read\n")
@@ -152,7 +153,7 @@ def counted(path: Path, sql: str, step: int) -> int:
 
 
 def open_journals(daemon: int) -> set[str]:
-    (follower,) = psutil.Process(daemon).children()
+    follower = psutil.Process(follower_of(daemon))
     maps = (each.path for each in follower.memory_maps(grouped=False))
     return {path for path in maps if path.endswith("data.mdb")}
 
