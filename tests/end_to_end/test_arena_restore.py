@@ -232,7 +232,7 @@ def test_memory_that_somebody_may_still_write_to_is_refused(
     assert from_disk(how) and "busy" in how.refused
 
 
-@pytest.mark.parametrize("where", ["restore.taken", "restore.read", "restore.applied"])
+@pytest.mark.parametrize("where", ["saver.taken", "restore.read", "restore.applied"])
 def test_a_rank_that_is_killed_while_it_takes_leaves_nothing(
     server: ForkServer, folder: Path, supervised: dict[str, str], undisturbed: Trial, where: str
 ) -> None:
@@ -241,7 +241,7 @@ def test_a_rank_that_is_killed_while_it_takes_leaves_nothing(
     saver = offer_of(run).holder.pid
     assert trial.run(env={failpoints.ENVIRONMENT: f"{where}:kill"}).status == KILLED
     how = ends_as(trial, undisturbed)
-    assert from_disk(how) is (where != "restore.taken"), "behind that its saver has ended"
+    assert from_disk(how) is (where != "saver.taken"), "behind that its saver has ended"
     assert started_at(saver) is None
 
 

@@ -63,7 +63,7 @@ def take(run: RunDir, base: SnapshotRef, rank: int, world: int) -> Source:
         with _saver(run, base, rank, offer) as pidfd:
             ready = _ready(run, base, rank, offer, pidfd)
             source = _open(run, base, rank, world, ready, pidfd)
-            failpoint("restore.taken")
+            failpoint("saver.taken")
             return source
     except ProcessLookupError:
         return Source(refused=offer.refused)
