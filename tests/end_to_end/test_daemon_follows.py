@@ -108,14 +108,11 @@ def test_a_follower_that_falls_silent_while_it_reads_is_started_again(
     thread.start()
     try:
         wait_until(lambda: readmodels.count(model) > 0)
-        me = psutil.Process()
         while thread.is_alive() and not told:
-            for follower in me.children():
-                # Where it was not in the middle of reading nothing comes of it, and it goes on.
-                with (
-                    contextlib.suppress(AssertionError, psutil.NoSuchProcess),
-                    stopped(follower),
-                ):
+            # Where it was not in the middle of reading nothing comes of it, and it goes on.
+            with contextlib.suppress(AssertionError, psutil.NoSuchProcess):
+                follower = wait_until(lambda: follower_of(os.getpid()), seconds=1.0, pause=0.001)
+                with stopped(psutil.Process(follower)):
                     wait_until(lambda: told, seconds=1.0, pause=0.01)
     finally:
         keeper.stop()
