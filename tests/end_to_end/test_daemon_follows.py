@@ -73,8 +73,8 @@ def test_a_long_journal_on_the_first_start_shows_its_progress_on_a_page_that_can
     process = readmodels.daemon("serve", long, "--read-model", model)
     try:
         with httpx.Client(base_url=readmodels.address(process), timeout=30) as page:
+            follower = psutil.Process(wait_until(lambda: follower_of(process.pid)))
             wait_until(lambda: readmodels.count(model) > 0)
-            follower = psutil.Process(follower_of(process.pid))
             with stopped(follower):  # in the middle of it, for as long as we look
                 ready = page.get("/readyz")
                 assert (ready.status_code, ready.text) == (503, "1 runs to read\n")
