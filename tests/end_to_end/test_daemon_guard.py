@@ -7,7 +7,7 @@ import signal
 import sqlite3
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -77,8 +77,9 @@ class Daemon:
 
     def child(self, words: str) -> psutil.Process | None:
         for each in psutil.Process(self.process.pid).children():
-            if words in " ".join(each.cmdline()):
-                return each
+            with suppress(psutil.Error):  # it has just ended
+                if words in " ".join(each.cmdline()):
+                    return each
         return None
 
     def end(self, number: int = signal.SIGTERM) -> None:
