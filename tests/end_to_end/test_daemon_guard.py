@@ -354,7 +354,7 @@ def test_a_run_that_upkeep_dies_over_is_left_alone(root: Path, path: Path, tmp_p
         assert ended in lines
         assert any("run one is left alone until this daemon starts anew" in line for line in lines)
         until(lambda: it.child("upkeep"))
-        assert it.is_ready()
+        until(it.is_ready)
     assert "what retires" not in it.said
     assert guarded(path, "upkeep") == []
 
