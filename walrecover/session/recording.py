@@ -92,9 +92,8 @@ class Recorder:
             if self._prover.active:
                 self._prover.noted("scalars", step, values)
         self._record_notes()
-        if wait and self._alarm.armed:
-            self._journal.sync()  # it has heard all
-            self._alarm.check()
+        if wait:
+            self._alarm.await_heard(self._journal)
 
     def _arrived(self, at: float, step: int, values: dict[str, float]) -> ev.ScalarsArrived:
         """In the journal's thread."""

@@ -112,9 +112,9 @@ class Run:
         self._agreement = Agreement(meeting, self._signals, ranks, journal, self._pacer, self._say)
         self._lease = None if settings.supervisor or ranks.rank else Lease(meeting.folder)
         teaches = settings.supervisor is not None and ranks.rank == 0
-        alarm = Alarm(settings.rewinds)
+        self._alarm = Alarm(settings.rewinds)
         self._recorder = Recorder(
-            journal, self._loops, attached, prover, teaches=teaches, alarm=alarm
+            journal, self._loops, attached, prover, teaches=teaches, alarm=self._alarm
         )
         self._wanted = False
         self._last_key = Key(base.step, base.end) if base else None
@@ -256,6 +256,7 @@ class Run:
         if late:
             self._note(self._salvage.lost(step, late))
         elif (self._wanted or stopping or due) and key != self._last_key:
+            self._alarm.await_heard(self._journal)
             self._wanted = False
             captured = None
             self._save(key, self._loops.position(), finished=False)
