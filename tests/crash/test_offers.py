@@ -21,7 +21,7 @@ from walrecover.processes import identity, started_at
 from walrecover.recovery import begin_attempt
 from walrecover.rundir import RunDir
 from walrecover.saver import offers, roll, taking
-from walrecover.saver.offering import is_wanted
+from walrecover.saver.offering import OFFERED_SECONDS, is_wanted
 from walrecover.saver.offers import Offer
 from walrecover.sequence import Sequence
 
@@ -43,6 +43,11 @@ def run(tmp_path: Path) -> RunDir:
 
 def savers(run: RunDir) -> set[int]:
     return roll.of_run(run, psutil.pids)
+
+
+def end_early(run: RunDir) -> bool:
+    """Its savers end, and not only because nobody came for so long."""
+    return wait_until(lambda: not savers(run), OFFERED_SECONDS / 4)
 
 
 def killed(forks: Forks, run: RunDir, world: int = 1) -> SnapshotRef:
@@ -69,7 +74,7 @@ def test_what_is_offered_is_what_its_digests_say_and_stays_when_its_saver_is_gon
 ) -> None:
     base = killed(forks, run)
     source = taking.take(run, base, 0, 1)
-    wait_until(lambda: not savers(run))
+    assert end_early(run)
     assert source.memory is not None and source.refused == ""
     data = memoryview(source.memory).cast("B")
     for digest, (offset, nbytes) in source.places.items():
@@ -81,15 +86,16 @@ def test_what_is_offered_is_what_its_digests_say_and_stays_when_its_saver_is_gon
 
 def test_another_number_of_ranks_has_the_offers_ended(forks: Forks, run: RunDir) -> None:
     base = killed(forks, run, world=2)
+    assert len(savers(run)) == 2
     taking.leave(run, base, [0, 1])
-    wait_until(lambda: not savers(run))
+    assert end_early(run)
 
 
 def test_what_belongs_to_another_number_of_ranks_is_refused(forks: Forks, run: RunDir) -> None:
     base = killed(forks, run)
     source = taking.take(run, base, 0, 2)
     assert (source.memory, source.refused) == (None, "it is a capture of rank 0 of 1")
-    wait_until(lambda: not savers(run))
+    assert end_early(run)
 
 
 def test_the_offer_of_another_rank_is_refused_and_left_to_that(forks: Forks, run: RunDir) -> None:
@@ -102,7 +108,7 @@ def test_the_offer_of_another_rank_is_refused_and_left_to_that(forks: Forks, run
     taking.leave(run, base, [0])
     wait_until(lambda: len(savers(run)) == 1)
     begin_attempt(run, holder(), resume="never")
-    wait_until(lambda: not savers(run))
+    assert end_early(run)
 
 
 def test_a_process_that_is_no_saver_is_never_ended(forks: Forks, run: RunDir) -> None:
@@ -115,7 +121,7 @@ def test_a_process_that_is_no_saver_is_never_ended(forks: Forks, run: RunDir) ->
     offers.say(meeting, 0, Offer(msgspec.structs.replace(identity(), started=1.0), 3))
     assert taking.take(run, base, 0, 1) == taking.NOTHING
     os.kill(saver, signal.SIGKILL)
-    wait_until(lambda: not savers(run))
+    assert end_early(run)
 
 
 def test_an_offer_is_wanted_while_the_newest_attempt_goes_on_from_it(
@@ -131,5 +137,5 @@ def test_an_offer_is_wanted_while_the_newest_attempt_goes_on_from_it(
     assert started_at(offer_of(run, base).holder.pid) is not None
     begin_attempt(run, holder(), resume="never")
     assert not is_wanted(read(), mine)
-    wait_until(lambda: not savers(run))
+    assert end_early(run)
     assert not is_wanted([], mine)

@@ -1,4 +1,5 @@
-"""Trains a little, and kills itself: `killed.py 37,60`, at which step for each attempt in turn.
+"""Trains a little, and kills itself: `killed.py 37,60`, at which step for each attempt in turn; or
+stops itself there: `killed.py 37 STOP`.
 
 A step makes many small passes, so that it takes some milliseconds without a clock.
 """
@@ -18,6 +19,7 @@ STEPS, PASSES = 120, 30
 
 attempt = int(os.environ["WALRECOVER_ATTEMPT"].partition("-")[0])
 kills = dict(enumerate(map(int, sys.argv[1].split(",")), 1))
+deed = signal.Signals[f"SIG{sys.argv[2]}"] if len(sys.argv) > 2 else signal.SIGKILL
 
 torch.set_num_threads(1)
 torch.manual_seed(1)
@@ -30,6 +32,6 @@ for x, y in run.loop(DataLoader(data)):
     for n in range(PASSES):
         (model(x) - y).square().mean().backward()
         if n == PASSES // 2 and run.global_step + 1 == kills.get(attempt):
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), deed)
     optimizer.step()
     run.step()
