@@ -1,4 +1,4 @@
-"""The fork server, one for all tests of a process, and folders in memory."""
+"""The fork server, one for all tests of a process; folders in memory, and where things lie."""
 
 from __future__ import annotations
 
@@ -19,6 +19,18 @@ def folder() -> Iterator[Path]:
     """A folder for runs, gone after the test."""
     with tempfile.TemporaryDirectory(dir=MEMORY if MEMORY.is_dir() else None) as name:
         yield Path(name)
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """Where runs are kept by default."""
+    return tmp_path / ".walrecover"
+
+
+@pytest.fixture
+def path(root: Path) -> Path:
+    """The daemon's read model of them, by default."""
+    return root / "daemon" / "read-model.db"
 
 
 @pytest.fixture(scope="session")

@@ -21,11 +21,6 @@ ROOT = Path(__file__).parents[2]
 SCRIPTS = Path(__file__).parent / "scripts"
 
 
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
-    return tmp_path / ".walrecover"
-
-
 @pytest.mark.parametrize(
     ("saver", "name", "at"),
     [

@@ -37,16 +37,6 @@ from walrecover.rundir import RunDir
 from walrecover_daemon.waking import MOST_RUNS
 
 
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
-    return tmp_path / ".walrecover"
-
-
-@pytest.fixture
-def path(root: Path) -> Path:
-    return root / "daemon" / "read-model.db"
-
-
 def trained(root: Path, name: str = "one", steps: int = 5) -> RunDir:
     """A run with a snapshot, that has ended."""
     run = RunDir(root, name)

@@ -32,16 +32,6 @@ from walrecover_daemon.worker import Job
 MANY = 10 * SLICE
 
 
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
-    return tmp_path / ".walrecover"
-
-
-@pytest.fixture
-def path(root: Path) -> Path:
-    return root / "daemon" / "read-model.db"
-
-
 @pytest.fixture(scope="module")
 def long(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The directory of a run whose journal takes more than a second to read."""

@@ -14,16 +14,14 @@ from typing import Any
 
 import httpx
 import psutil
-import pytest
 
 from tests.support import readmodels
 from tests.support.buckets import Buckets, objects
-from tests.support.protocol import Launch, candidates, check_state, entries_of
+from tests.support.protocol import Launch, candidates, check_state, damage, entries_of
 from tests.support.readmodels import rows
 from tests.support.waiting import wait_until
 from tests.support.webhooks import SECRET, Receiver, guard_file
 from walrecover import events as ev
-from walrecover.entries import SnapshotRef
 from walrecover.processes import identity
 from walrecover.retrieving import retrieve
 from walrecover.rundir import RunDir
@@ -34,16 +32,6 @@ until = partial(wait_until, seconds=180.0, pause=0.05)
 """What is behind everybody else in the scheduler may be long in coming."""
 
 
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
-    return tmp_path / ".walrecover"
-
-
-@pytest.fixture
-def path(root: Path) -> Path:
-    return root / "daemon" / "read-model.db"
-
-
 def trained(root: Path, name: str = "one", saves: int = 3) -> RunDir:
     """A run with snapshots of the steps 2, 4, …, whose holder is dead."""
     run = RunDir(root, name)
@@ -52,13 +40,6 @@ def trained(root: Path, name: str = "one", saves: int = 3) -> RunDir:
             launch.train(2)
             launch.save()
     return run
-
-
-def flip(run: RunDir, ref: SnapshotRef, file: str = "rank-00001.safetensors") -> None:
-    path = run.snapshots / ref.name / file
-    data = bytearray(path.read_bytes())
-    data[-1] ^= 1
-    path.write_bytes(data)
 
 
 class Daemon:
@@ -120,7 +101,7 @@ def test_p8_a_flipped_bit_is_found_shown_and_told_and_the_next_recovery_skips_it
 ) -> None:
     run = trained(root)
     newest, before = candidates(run)[:2]
-    flip(run, newest)
+    damage(run, newest)
     with Receiver() as hook, daemon(root, guard_file(tmp_path, hook.url)) as it:
         until(lambda: hook.got)
         found = hook.got[0]
@@ -146,7 +127,7 @@ def test_p8_a_flipped_bit_is_found_shown_and_told_and_the_next_recovery_skips_it
 def test_what_was_told_is_not_told_again_whatever_is_lost(root: Path, path: Path) -> None:
     """Neither after a restart, nor where the read model is gone, nor what was before its time."""
     run = trained(root)
-    flip(run, candidates(run)[0])
+    damage(run, candidates(run)[0])
     guard = root.parent / "elsewhere"
     with Receiver() as hook, daemon(root, guard_file(guard, hook.url)):
         until(lambda: told(path) == {"rotten": "delivered"})
@@ -223,7 +204,7 @@ def test_a_webhook_that_hangs_delays_nothing_and_what_waits_survives_a_restart(
     root: Path, path: Path, tmp_path: Path
 ) -> None:
     run = trained(root)
-    flip(run, candidates(run)[0])
+    damage(run, candidates(run)[0])
     with Receiver(silent=True) as hook:
         with daemon(root, guard_file(tmp_path, hook.url)) as it:
             until(lambda: hook.got)
@@ -233,7 +214,7 @@ def test_a_webhook_that_hangs_delays_nothing_and_what_waits_survives_a_restart(
                 note_end(launch, "restart")
                 until(lambda: told(path) == {"rotten": "waiting", "failed": "waiting"})
             assert "not delivered yet" in it.get("")
-            assert it.is_ready()
+            until(it.is_ready)
             began = time.monotonic()
             it.end()
             assert time.monotonic() - began < 8.0  # below what the webhook may take
@@ -256,7 +237,7 @@ def test_a_full_disk_under_the_guards_file_is_waited_out(
             note_end(launch, "restart")
             assert it.process.stderr is not None
             assert "what is guarded waits" in it.process.stderr.readline()
-            assert it.is_ready()
+            until(it.is_ready)
             this.rlimit(psutil.RLIMIT_FSIZE, (soft, hard))
             until(lambda: ("one", "failed", "firing") in hook.kinds())
 
@@ -280,7 +261,7 @@ def test_retention_goes_by_the_first_rules_that_fit_and_only_behind_what_reads_b
     """What does not read back counts for nothing: then all stays."""
     run, other, rotten = (trained(root, name, saves=5) for name in ("one", "keep-me", "rotten"))
     for ref in candidates(rotten)[:4]:
-        flip(rotten, ref, "rank-00000.msgpack")
+        damage(rotten, ref, "rank-00000.msgpack")
     rules = "retention: [{runs: 'keep-*', keep_last: 9}, {keep_last: 2, pins: [4, 999]}]\n"
     with daemon(root, guard_file(tmp_path, text=rules)) as it:
         until(lambda: len(guarded(path, "upkeep")) == 2)

@@ -29,11 +29,6 @@ DASHBOARD = ROOT / "daemon" / "grafana" / "walrecover.json"
 METRIC = re.compile(r"\bwalrecover_\w+")
 
 
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
-    return tmp_path / ".walrecover"
-
-
 # --- systemd --------------------------------------------------------------------------------------
 
 

@@ -15,9 +15,9 @@ import pytest
 
 from walrecover.rundir import RunDir
 
-from .test_supervisor import LISTENER, Start, notes, root, run, script, start
+from .test_supervisor import LISTENER, Start, notes, run, script, start
 
-__all__ = ["root", "run", "script", "start"]
+__all__ = ["run", "script", "start"]
 
 Script = Callable[[str], list[str]]
 USR1 = int(signal.SIGUSR1)

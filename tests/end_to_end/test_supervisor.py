@@ -84,11 +84,6 @@ def heed_interrupts() -> None:
 
 
 @pytest.fixture
-def root(tmp_path: Path) -> Path:
-    return tmp_path / ".walrecover"
-
-
-@pytest.fixture
 def run(root: Path) -> RunDir:
     return RunDir(root, "run")
 

@@ -282,6 +282,14 @@ def check_state(run: RunDir, ref: SnapshotRef, world: int = 2) -> None:
     assert load(run, ref) == expected
 
 
+def damage(run: RunDir, ref: SnapshotRef, file: str = "rank-00001.safetensors") -> None:
+    """Flip a bit of a snapshot."""
+    path = run.snapshots / ref.name / file
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+
+
 def entries_of(run: RunDir) -> list[Entry]:
     return Sequence(run.sequence).read()
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from tests.end_to_end.test_daemon import as_somebody_else
-from tests.support.protocol import Launch, candidates, entries_of, holder
+from tests.support.protocol import Launch, candidates, damage, entries_of, holder
 from walrecover import snapshot
 from walrecover.entries import SnapshotRef
 from walrecover.recovery import begin_attempt
@@ -32,13 +32,6 @@ def run(tmp_path: Path) -> RunDir:
             launch.train(2)
             launch.save()
     return made
-
-
-def flip(run: RunDir, ref: SnapshotRef, file: str = "rank-00001.safetensors") -> None:
-    path = run.snapshots / ref.name / file
-    data = bytearray(path.read_bytes())
-    data[-1] ^= 1
-    path.write_bytes(data)
 
 
 class Scrubs:
@@ -59,7 +52,7 @@ class Scrubs:
 
 def test_p8_a_flipped_bit_is_found_and_the_next_recovery_skips_it(run: RunDir) -> None:
     newest, before = candidates(run)[:2]
-    flip(run, newest)
+    damage(run, newest)
     told = Scrubs(run).cycle()
     assert [(one.step, one.newest) for one in told] == [(6, True), (4, False), (2, False)]
     assert told[0].damaged and told[0].news
@@ -73,7 +66,7 @@ def test_it_is_news_once_and_again_when_it_is_mended(run: RunDir) -> None:
     scrubs, newest = Scrubs(run), candidates(run)[0]
     assert not any(one.news for one in scrubs.cycle())
     assert scrubs.cycle() == []
-    flip(run, newest)
+    damage(run, newest)
     scrubs.now += 101
     assert [one.step for one in scrubs.cycle() if one.news] == [6]
     again = Scrubs(run)  # it remembers, over its own end
@@ -81,7 +74,7 @@ def test_it_is_news_once_and_again_when_it_is_mended(run: RunDir) -> None:
     assert again.cycle() == []
     again.now = scrubs.now + 101
     assert [(one.step, one.news) for one in again.cycle() if one.problem] == [(6, False)]
-    flip(run, newest)
+    damage(run, newest)
     again.now += 101
     assert [(one.step, one.problem) for one in again.cycle() if one.news] == [(6, "")]
 
@@ -127,7 +120,7 @@ def test_p10_what_is_older_and_whole_stays_once_a_newer_one_has_rotted(tmp_path:
             launch.train(2)
             launch.keep(launch.save())
         newest = candidates(run)[0]
-        flip(run, newest, "rank-00000.msgpack")
+        damage(run, newest, "rank-00000.msgpack")
         Scrubs(run).cycle()
         launch.train(2)
         assert launch.keep(launch.save()) == ()
@@ -142,7 +135,7 @@ def test_p10_what_is_older_and_whole_stays_once_a_newer_one_has_rotted(tmp_path:
 def test_nobody_references_what_has_rotted(run: RunDir) -> None:
     """`test_references.py` tells how a rank hears of it, and writes that line anew."""
     newest = candidates(run)[0]
-    flip(run, newest)
+    damage(run, newest)
     Scrubs(run).cycle()
     word = snapshot.distrusted(run, newest.attempt, newest.nonce, newest.name)
     assert word.exists()
@@ -228,7 +221,7 @@ def test_a_process_behind_everybody_says_it_in_lines(
     assert {one["step"] for one in first} == {2, 4, 6}
     assert os.sched_getscheduler(scrubber.pid) == os.SCHED_IDLE
     assert all("problem" not in one and one["bytes"] > 0 for one in first)
-    flip(run, candidates(run)[0])
+    damage(run, candidates(run)[0])
     while not (found := line(scrubber)).get("problem"):
         pass
     assert (found["step"], found["newest"], found["news"], found["run"]) == (6, True, True, "a-run")

@@ -27,7 +27,7 @@ def number(value: Any) -> float | None:
 
 
 class Late:
-    """Scalars on their way from a device, in order of step. `moving`: those still there."""
+    """Scalars on their way from a device, in order of step. `moving`: those not here yet."""
 
     def __init__(self) -> None:
         self.moving: list[tuple[int, str, torch.Tensor, Any]] = []
