@@ -152,6 +152,7 @@ def test_the_page_is_used_by_keyboard(tmp_path: Path, browser: Browser) -> None:
         url = address(process)
         wait_until(lambda: httpx.get(f"{url}readyz").status_code == 200)
         browser.open(url)
+        wait_until(lambda: browser.run(LISTENS))
         seen = []
         for _ in range(4):
             browser.press(TAB)
@@ -161,10 +162,14 @@ def test_the_page_is_used_by_keyboard(tmp_path: Path, browser: Browser) -> None:
         browser.run("document.querySelector('#part-runs a').focus()")
         browser.press(ENTER)
         wait_until(lambda: browser.run("return document.querySelector('h1').innerText") == "one")
+        wait_until(lambda: browser.run(LISTENS))
         for _ in range(20):
             browser.press(TAB)
             if browser.run("return document.activeElement.getAttribute('role')") == "region":
                 break
+        assert browser.run("return document.activeElement.matches('.wide:focus-visible')")
+        count = browser.run(REFRESH)
+        wait_until(lambda: browser.run("return window.settled") >= count)
         assert browser.run("return document.activeElement.matches('.wide:focus-visible')")
         wait_until(lambda: "being audited" not in browser.text("#part-ledger"), pause=0.1)
     finally:
@@ -172,6 +177,14 @@ def test_the_page_is_used_by_keyboard(tmp_path: Path, browser: Browser) -> None:
         process.communicate(timeout=60)
 
 
+LISTENS = "return document.hasFocus() && document.readyState === 'complete'"
+REFRESH = """
+    window.settled = 0;
+    document.addEventListener("htmx:after:swap", () => window.settled++);
+    const parts = document.querySelectorAll(".live");
+    for (const part of parts) htmx.trigger(part, "stirred");
+    return parts.length;
+"""
 TAB, ENTER = "\ue004", "\ue007"
 
 
