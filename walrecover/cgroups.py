@@ -35,6 +35,12 @@ def memory_cgroup(pid: int | str = "self") -> Path | None:
     return None
 
 
+def is_root(cgroup: Path) -> bool:
+    """Whether it is the root of what is mounted here. A process that exits is shown there, from
+    before its memory is freed until it is reaped, wherever it was."""
+    return cgroup in (ROOT, ROOT / "memory", ROOT / "unified")
+
+
 def limit(cgroup: Path | None) -> int | None:
     """Bytes that the group may hold; None where there is no limit."""
     found = _first(cgroup, "memory.max", "memory.limit_in_bytes")

@@ -100,14 +100,15 @@ def post(webhook: Webhook, body: bytes, deadline: float) -> tuple[Verdict, str]:
     else:
         connection = http.client.HTTPConnection(webhook.host, webhook.port, timeout=deadline)
     # A server that drips its answer would keep each wait below the timeout.
-    guillotine = threading.Timer(deadline, _cut, [connection])
+    cut = threading.Event()
+    guillotine = threading.Timer(deadline, _cut, [connection, cut])
     guillotine.daemon = True
     guillotine.start()
     try:
         connection.request("POST", webhook.path, body, headers)
         status = connection.getresponse().status
     except (OSError, http.client.HTTPException) as error:
-        late = isinstance(error, TimeoutError) or not guillotine.is_alive()
+        late = isinstance(error, TimeoutError) or cut.is_set()
         why = f"no answer within {deadline:g} s" if late else _why(error)
         return "waiting", why
     finally:
@@ -118,7 +119,8 @@ def post(webhook: Webhook, body: bytes, deadline: float) -> tuple[Verdict, str]:
     return ("waiting" if status in _AGAIN or status >= 500 else "refused"), f"it answered {status}"
 
 
-def _cut(connection: http.client.HTTPConnection) -> None:
+def _cut(connection: http.client.HTTPConnection, cut: threading.Event) -> None:
+    cut.set()  # before what ends the wait: who waited looks here at once
     if connection.sock is not None:
         with contextlib.suppress(OSError):
             connection.sock.shutdown(socket.SHUT_RDWR)

@@ -78,8 +78,10 @@ def test_a_command_in_a_cgroup_of_its_own_is_followed_there(tmp_path: Path, cgro
         assert followed.cgroup == cgroup
         process.stdin.write("\n")
         process.stdin.flush()
-        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
-        assert followed.follow(process.pid) == followed  # looked at once more, before it is reaped
+        ended = None
+        while ended is None:  # looked at while it dies, too: freeing its memory takes a while
+            ended = os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT | os.WNOHANG)
+            assert followed.follow(process.pid) == followed
         assert process.wait(60) == -9
     run = RunDir(tmp_path, "run")
     found = followed.look(

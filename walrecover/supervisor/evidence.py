@@ -24,7 +24,6 @@ from walrecover.entries import AttemptEntry
 from walrecover.errors import WalrecoverError
 from walrecover.events import ExceptionRaised, ScalarsArrived, StepCompleted
 from walrecover.journal import Reader
-from walrecover.processes import started_at
 from walrecover.rundir import RunDir
 from walrecover.state import StreamRecord
 from walrecover.supervisor.child import Ending
@@ -67,8 +66,8 @@ class Before(NamedTuple):
         """The same, where the command has moved itself into another cgroup (`systemd-run`,
         `cgexec`): what that one counted before is not its own."""
         cgroup = cgroups.memory_cgroup(pid)
-        if cgroup is None or cgroup == self.cgroup or started_at(pid) is None:
-            return self  # a zombie is back in the root
+        if cgroup is None or cgroup == self.cgroup or cgroups.is_root(cgroup):
+            return self  # in the root is what exits
         counters = self.counters._replace(cgroup=_counters(cgroup).cgroup)
         return self._replace(cgroup=cgroup, counters=counters)
 
