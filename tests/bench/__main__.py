@@ -26,6 +26,7 @@ BENCHMARKS = (
     "audit",
     "ledger",
     "daemon",
+    "live",
     "scrub",
     "goodput",
 )
