@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.end_to_end.test_daemon_guard import daemon, flip, guarded, told, trained, until
-from tests.support.protocol import candidates, entries_of
+from tests.end_to_end.test_daemon_guard import daemon, guarded, told, trained, until
+from tests.support.protocol import candidates, damage, entries_of
 from tests.support.webhooks import Receiver, guard_file
 
 pytestmark = pytest.mark.system
@@ -28,7 +28,7 @@ def read_only(tmp_path: Path) -> Iterator[Path]:
     """A directory of runs, one with a damaged snapshot, on a file system that may only be read."""
     source, place = tmp_path / "source", tmp_path / "mounted"
     run = trained(source / ".walrecover", saves=5)
-    flip(run, candidates(run)[0])
+    damage(run, candidates(run)[0])
     place.mkdir()
     subprocess.run(["mount", "--bind", source, place], check=True)
     subprocess.run(["mount", "-o", "remount,bind,ro", place], check=True)
