@@ -55,7 +55,7 @@ class Hub:
                 note(listener)
                 listener.stirred.set()
 
-        if self._loop is not None:
+        if self._loop is not None and (self._listeners or self._closed):
             with suppress(RuntimeError):  # the loop has ended
                 self._loop.call_soon_threadsafe(spread)
 

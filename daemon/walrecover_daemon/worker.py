@@ -40,8 +40,11 @@ POLL_SECONDS = 2.0
 SHARE = 100
 """Listing everything may take this part of the time."""
 
-GATHER_SECONDS = 0.05
-"""After something stirred: with many runs, much stirs together."""
+GATHER_SECONDS = 0.1
+"""After something stirred: with many runs, much stirs together, and with one a few steps."""
+
+PROGRESS_SECONDS = 1.0
+"""How often it is said how far it has come, where nothing is left to be read."""
 
 HOT_SECONDS = 0.25
 HOT_SHARE = 20
@@ -83,14 +86,14 @@ class Worker:
         self._follower = Follower(
             self._model,
             self._finder,
-            Readers(lambda path: say("R", path)),
+            Readers(announce),
             lambda runs: say("C", ",".join(map(str, sorted(runs)))),
             job.suspects,
         )
         self._ended = threading.Event()
         self._runs = 0
         self._full = ""
-        self._next_beat = 0.0
+        self._next_beat = self._next_progress = 0.0
 
     def run(self) -> None:
         places = self._finder.places()
@@ -165,7 +168,9 @@ class Worker:
             if left is None:
                 return  # the slow poll finds it again
             stirred = left
-            self._say_progress(len(stirred))
+            if stirred or time.monotonic() >= self._next_progress:
+                self._say_progress(len(stirred))
+            flush()
             self._beat()
 
     def _beat(self) -> None:
@@ -175,6 +180,7 @@ class Worker:
             self._next_beat = time.monotonic() + self._job.beat / 2
 
     def _say_progress(self, waiting: int) -> None:
+        self._next_progress = time.monotonic() + PROGRESS_SECONDS
         progress = Progress(self._runs, waiting, self._follower.read)
         say("P", msgspec.json.encode(progress).decode())
 
@@ -193,10 +199,31 @@ class Worker:
             return None
 
 
+def announce(path: str) -> None:
+    """What is about to be read is said before that. That nothing is read any more is said with the
+    next word, which is soon: each write wakes the keeper."""
+    if path:
+        say("R", path)
+    else:
+        _held.append("R\n")
+
+
 def say(kind: str, text: str) -> None:
-    line = memoryview(f"{kind}{text.translate(_ONE_LINE)}\n".encode(errors="surrogateescape"))
+    lines = f"{''.join(_held)}{kind}{text.translate(_ONE_LINE)}\n"
+    _held.clear()
+    line = memoryview(lines.encode(errors="surrogateescape"))
     while line:
         line = line[os.write(1, line) :]
+
+
+def flush() -> None:
+    """Say what was held back."""
+    if _held:
+        _held.clear()
+        say("R", "")
+
+
+_held: list[str] = []
 
 
 _ONE_LINE = {10: " ", 13: " "}
@@ -204,6 +231,9 @@ _ONE_LINE = {10: " ", 13: " "}
 
 def main() -> int:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    # It comes after every training: what is shown may be late, a step must not. Threads inherit it.
+    with contextlib.suppress(OSError):
+        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
     gc.set_threshold(200_000, 20, 20)  # events and rows come in thousands, and hold no cycles
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the keeper hears it, and ends this process
     job = msgspec.json.decode(_first_line(), type=Job)

@@ -171,30 +171,32 @@ def resting(root: Path) -> list[Row]:
 
 def beside(folder: Path) -> list[Row]:
     """Steps that keep all processors busy and journal themselves, in turns beside the daemon that
-    follows them and beside one that is stopped."""
+    follows them, and where it does not follow, and is stopped: else it had those to catch up with."""
     root = folder / ".walrecover"
     steps, with_it, without = Steps(), list[float](), list[float]()
     with ExitStack() as stack:
-        launch = stack.enter_context(Launch.begin(RunDir(root, "run"), world=1))
+        followed = stack.enter_context(Launch.begin(RunDir(root, "run"), world=1))
+        apart = stack.enter_context(Launch.begin(RunDir(folder / "apart", "run"), world=1))
         daemon, _ = stack.enter_context(serving(root))
-        number = 0
 
-        def block() -> float:
-            nonlocal number
+        def block(launch: Launch) -> float:
             taken = 0.0
             for _ in range(STEPS):
-                number += 1
-                launch.journals[0].append(small(number))
+                launch.step += 1
+                launch.journals[0].append(small(launch.step))
                 taken += steps()
             return taken
 
-        block()
+        block(followed)
         for pair in range(PAIRS):
             order = (signal.SIGSTOP, signal.SIGCONT)
             for sign in order if pair % 2 else reversed(order):
                 for each in family(daemon):
                     each.send_signal(sign)
-                (with_it if sign == signal.SIGCONT else without).append(block())
+                if sign == signal.SIGCONT:
+                    with_it.append(block(followed))
+                else:
+                    without.append(block(apart))
         for each in family(daemon):
             each.resume()
     ratios = sample([one / other for one, other in zip(with_it, without, strict=True)])

@@ -9,7 +9,7 @@
 
   // --- sections ----------------------------------------------------------------------------------
 
-  const PAUSE_MS = 200;
+  const PAUSE_MS = 100;
   let waiting = false;
   let again = false;
 
