@@ -171,7 +171,7 @@ def resting(root: Path) -> list[Row]:
 
 def beside(folder: Path) -> list[Row]:
     """Steps that keep all processors busy and journal themselves, in turns beside the daemon that
-    follows them, and where it does not follow, and is stopped: else it had those to catch up with."""
+    follows them, and, while it is stopped, where it does not look: else it had to catch up."""
     root = folder / ".walrecover"
     steps, with_it, without = Steps(), list[float](), list[float]()
     with ExitStack() as stack:
