@@ -115,6 +115,21 @@ def test_of_two_ranks_one_is_killed_with_a_capture_for_the_disk(
     assert committed(run) in ([4], [5])
 
 
+def test_of_two_ranks_one_is_killed_when_the_other_has_come_to_the_end(
+    server: ForkServer, folder: Path
+) -> None:
+    """Who waits for the other's part of the end, in vain, leaves what both have in memory."""
+    pair = Pair(server, folder, "training", **MEMORY)
+    living, dead = pair.start({1: (15, "step", KILL)})
+    assert dead.wait() == KILLED
+    run = run_of(folder)
+    wait_until(lambda: list(run.snapshots.glob("*15-end*/rank-00000*")))
+    os.kill(living.pid, signal.SIGTERM)
+    assert living.wait() == 128 + signal.SIGTERM
+    savers_end(run)
+    assert committed(run)[-1:] == [14]
+
+
 @pytest.mark.parametrize("where", ["forward", "backward", "loader", "between"])
 def test_an_exception_saves_what_was_kept_in_memory(
     server: ForkServer, folder: Path, where: str

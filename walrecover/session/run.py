@@ -331,10 +331,13 @@ class Run:
         if self._saver.failed:
             raise self._saver.failed
         self._pacer.stood_still(key, time.monotonic() - began, commit=True)
-        kept = f"step {key.step} is saved" if durable else "the last committed snapshot stands"
-        self._leave(number, kept)
+        self._leave(number, saved=durable)
 
-    def _leave(self, number: int, kept: str) -> None:
+    def _leave(self, number: int, *, saved: bool) -> None:
+        kept = f"step {self._step} is saved"
+        if not saved:
+            kept = "the last committed snapshot stands"
+            self._saver.rescue()  # of the others' captures, too, which have died or are late
         self._journal.append(ev.RunStopped(at=time.time(), step=self._step, signal=number))
         self._say(f"stopped by {signal.Signals(number).name}; {kept}, the same command resumes")
         self._close()
@@ -359,7 +362,7 @@ class Run:
         if self._saver.failed:
             raise self._saver.failed
         if not durable and self._signals.received is not None:
-            self._leave(self._signals.received, "the last committed snapshot stands")
+            self._leave(self._signals.received, saved=False)
         if not durable:
             raise StorageFailed(
                 f"the end of run {self.name} (step {self._step}) could not be committed; "
