@@ -68,7 +68,8 @@ class Training:
             "nonce": self.entry.nonce, "rank": 0, "world": 1, "base": "", "position": "",
             "writer": "rank-0", "events_after": 0, "lsn": self.journal.appended, "finished": False,
         }  # fmt: skip
-        self.filling.fill(slot, taken.tensors, taken.shared, fields, taken.tree, wanted=True)
+        tree = {"objects": taken.tree}
+        self.filling.fill(slot, taken.tensors, taken.shared, fields, tree, wanted=True)
         self.saver.tell(msg.Captured())
         return time.perf_counter() - began
 
