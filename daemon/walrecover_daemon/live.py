@@ -55,6 +55,7 @@ class Hub:
                 note(listener)
                 listener.stirred.set()
 
+        # With nobody there the loop is not woken: who comes later has asked for the rows by then.
         if self._loop is not None and (self._listeners or self._closed):
             with suppress(RuntimeError):  # the loop has ended
                 self._loop.call_soon_threadsafe(spread)

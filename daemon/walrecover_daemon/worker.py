@@ -86,7 +86,7 @@ class Worker:
         self._follower = Follower(
             self._model,
             self._finder,
-            Readers(announce),
+            Readers(lambda path: say("R", path)),
             lambda runs: say("C", ",".join(map(str, sorted(runs)))),
             job.suspects,
         )
@@ -170,7 +170,6 @@ class Worker:
             stirred = left
             if stirred or time.monotonic() >= self._next_progress:
                 self._say_progress(len(stirred))
-            flush()
             self._beat()
 
     def _beat(self) -> None:
@@ -199,31 +198,10 @@ class Worker:
             return None
 
 
-def announce(path: str) -> None:
-    """What is about to be read is said before that. That nothing is read any more is said with the
-    next word, which is soon: each write wakes the keeper."""
-    if path:
-        say("R", path)
-    else:
-        _held.append("R\n")
-
-
 def say(kind: str, text: str) -> None:
-    lines = f"{''.join(_held)}{kind}{text.translate(_ONE_LINE)}\n"
-    _held.clear()
-    line = memoryview(lines.encode(errors="surrogateescape"))
+    line = memoryview(f"{kind}{text.translate(_ONE_LINE)}\n".encode(errors="surrogateescape"))
     while line:
         line = line[os.write(1, line) :]
-
-
-def flush() -> None:
-    """Say what was held back."""
-    if _held:
-        _held.clear()
-        say("R", "")
-
-
-_held: list[str] = []
 
 
 _ONE_LINE = {10: " ", 13: " "}

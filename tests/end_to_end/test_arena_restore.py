@@ -267,7 +267,7 @@ def test_an_offer_ends_when_the_run_starts_from_somewhere_else(
     settle(run)
     saver = offer_of(run).holder.pid
     child = trial.start((1, "step", int(signal.SIGSTOP)), {"WALRECOVER_RESUME": "never"})
-    wait_until(lambda: started_at(saver) is None, 10)
+    assert wait_until(lambda: started_at(saver) is None, 10)
     os.kill(child.pid, signal.SIGKILL)
     child.wait()
 
@@ -294,4 +294,4 @@ def test_an_offer_ends_with_its_supervisor(tmp_path: Path, monkeypatch: pytest.M
         (saver,) = wait_until(lambda: offers.settled(run, savers(run)))
         process.kill()
         process.wait()
-        wait_until(lambda: started_at(saver) is None)
+        assert wait_until(lambda: started_at(saver) is None)

@@ -65,6 +65,7 @@ def test_a_long_journal_on_the_first_start_shows_its_progress_on_a_page_that_can
         with httpx.Client(base_url=readmodels.address(process), timeout=30) as page:
             follower = psutil.Process(wait_until(lambda: follower_of(process.pid)))
             wait_until(lambda: readmodels.count(model) > 0)
+            assert os.sched_getscheduler(follower.pid) == os.SCHED_IDLE  # behind every training
             with stopped(follower):  # in the middle of it, for as long as we look
                 ready = page.get("/readyz")
                 assert (ready.status_code, ready.text) == (503, "1 runs to read\n")

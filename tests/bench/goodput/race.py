@@ -72,6 +72,7 @@ class Race:
             "load": _load(),
             "bare_step_seconds": bare,
             "goodput": costs.measured(reference, bare),
+            "seconds": _seconds(reference),
         }
 
     def _contend(
@@ -126,14 +127,17 @@ class Race:
 
 def _measured(killed: Ran, calm: StepLog, every: int, bare: float) -> dict[str, Any]:
     found = costs.kills(killed.log, killed.killed, bare)
-    first, last = killed.log.steps[0], killed.log.steps[-1]
     return {
         "goodput": costs.measured(killed.log, bare),
-        "seconds": last.at - first.at,
+        "seconds": _seconds(killed.log),
         "saving": costs.saving(calm, CALIBRATED_EVERY, bare)._asdict(),
         "kills": [kill._asdict() for kill in found],
         "late": costs.late(found, every),
     }
+
+
+def _seconds(log: StepLog) -> float:
+    return log.steps[-1].at - log.steps[0].at
 
 
 def _load() -> float:
