@@ -151,6 +151,24 @@ def test_of_two_ranks_each_takes_its_own(
     savers_end(run)
 
 
+def test_what_is_offered_is_what_was_saved_last_and_not_an_end_that_only_one_rank_has(
+    server: ForkServer, folder: Path, supervised: dict[str, str]
+) -> None:
+    pair = Pair(server, folder, "training", **supervised)
+    living, dead = pair.start({1: (15, "step", KILL)})
+    assert dead.wait() == KILLED
+    run = run_of(folder)
+    wait_until(lambda: list(run.snapshots.glob("*15-end*/rank-00000*")))
+    os.kill(living.pid, signal.SIGTERM)
+    assert living.wait() == 128 + signal.SIGTERM
+    settle(run)
+    assert [ended.status for ended in pair.run()] == [0, 0]
+    for rank in (0, 1):
+        how = resumed(run, rank)[2]
+        assert (how.step, how.disk) == (14, 0) and how.arena > 0, how
+    savers_end(run)
+
+
 def test_without_a_supervisor_nothing_is_offered(
     server: ForkServer, folder: Path, undisturbed: Trial
 ) -> None:

@@ -59,7 +59,7 @@ class Saving:
         self._run, self._attempt, self._slots = run, attempt, slots
         self._trainer, self._breathe, self._note, self._tell = trainer, breathe, note, tell
         self._done = {slot.number: slot.let_go for slot in slots}
-        self._newest_vote = 0
+        self._last_vote = 0
         self._common: int | None = None
         self._references: References | None = None
 
@@ -91,13 +91,14 @@ class Saving:
     def _is_heir(self, header: Header, newest: int) -> bool:
         if self._attempt.world > 1:
             return header.step == self._common
-        return header.generation == newest and newest > self._newest_vote
+        return header.generation == newest and newest > self._last_vote
 
     def voted(self) -> tuple[int, Header] | None:
-        """The newest capture that there is a vote for, and its slot, if it still lies there."""
+        """The capture that was voted for last, and its slot, if it still lies there. Of several
+        ranks that may be an older one: what they have in common comes behind what they have not."""
         for slot in self._slots:
             header = slot.judge(lives=False).header
-            if header is not None and header.generation == self._newest_vote:
+            if header is not None and header.generation == self._last_vote:
                 return slot.number, header
         return None
 
@@ -128,7 +129,7 @@ class Saving:
         try:
             require_newest(self._run, self._attempt)
             if self._has_voted(slot, header):
-                self._newest_vote = max(self._newest_vote, header.generation)
+                self._last_vote = header.generation
                 return key, header.end
             job = self._vote(slot, header)
         except (Lost, Corrupt, StorageFailed, OSError) as error:
@@ -137,7 +138,7 @@ class Saving:
             return None
         finally:
             self._let_go(slot, header)
-        self._newest_vote = max(self._newest_vote, header.generation)
+        self._last_vote = header.generation
         return key, job.finished
 
     def _has_voted(self, slot: Slot, header: Header) -> bool:
