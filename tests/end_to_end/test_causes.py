@@ -14,6 +14,10 @@ from typing import Any
 
 import pytest
 
+from walrecover import entries
+from walrecover.rundir import RunDir
+from walrecover.sequence import Sequence
+
 SCRIPTS = Path(__file__).parent / "scripts"
 ENVIRON = {
     **{name: value for name, value in os.environ.items() if not name.startswith("WALRECOVER_")},
@@ -303,3 +307,45 @@ def test_the_policy_in_force_is_printed_as_a_file_that_reads_back(tmp_path: Path
     assert copy.stdout == printed
     schema = json.loads(walrecover(tmp_path, "policy", "--schema").stdout)
     assert "retry_policy" in schema["$defs"]["PolicyFile"]["properties"]
+
+
+SNAPSHOT_OF_A_BAD_LOSS = """
+    import threading
+    import torch
+    import walrecover
+    from walrecover.journal import Journal
+    from walrecover.session.alarm import Alarm
+
+    asked = threading.Event()
+    take, sync = Alarm.take, Journal.sync
+
+    def late(self, step, scalars):
+        if step == 3:  # until somebody waits for what the journal has to say
+            asked.wait()
+        take(self, step, scalars)
+
+    def asking(self, *arguments):
+        asked.set()
+        return sync(self, *arguments)
+
+    Alarm.take, Journal.sync = late, asking
+    model = torch.nn.Linear(2, 1)
+    run = walrecover.attach(model=model, every="1steps")
+    for step in run.loop(range(6)):
+        asked.clear()
+        run.step(loss=float("nan") if step == 2 else 1.0)
+"""
+
+
+def test_no_snapshot_is_made_of_a_loss_that_has_gone_bad_however_late_that_is_heard(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "walrecover.yaml").write_text("causes: {numeric: {action: rewind}}")
+    (tmp_path / "train.py").write_text(textwrap.dedent(SNAPSHOT_OF_A_BAD_LOSS))
+    done = walrecover(
+        tmp_path,
+        *("run", "--name", "run", "--max-restarts", "0", "--", sys.executable, "train.py"),
+    )
+    assert "BadLoss: loss is nan at step 3" in done.stderr, done.stderr
+    found = entries.commits(Sequence(RunDir(tmp_path / ".walrecover", "run").sequence).read())
+    assert [commit.snapshot.step for commit in found][-1:] == [2]
