@@ -141,7 +141,8 @@ class Streams:
         _fold(stream, pairs, cursor, batch.tells)
         stream.cursor = cursor
         record = stream.folded.record
-        last = record.last_step if batch.steps else 0
+        trains = stream.key.writer.startswith("rank-")  # an attempt has the steps of its ranks
+        last = record.last_step if batch.steps and trains else 0
         attempt = stream.key.attempt, stream.key.nonce
         self._tables.advance(run, attempt, last, record.latest)
         return batch.tells
