@@ -150,13 +150,14 @@ def test_the_read_model_is_the_fold_of_any_history_after_any_crash_of_the_daemon
 def test_steps_that_are_no_ranks_move_no_attempt(tmp_path: Path) -> None:
     """Drawn once: what a batch of steps alone changes is written before the story is told again."""
     run = Growing(tmp_path)
-    run.enter([attempt(1)])
+    run.enter([attempt(1), attempt(2)])
     ours, theirs = StreamKey(1, nonce_of(1), "rank-0"), StreamKey(1, nonce_of(1), "supervisor")
-    run.append(ours, [ev.StepCompleted(step=7)])
+    run.append(ours, [ev.StepCompleted(at=30.0, step=7)])
+    run.append(theirs, [ev.RunStopped(at=50.0, step=7)])
     path = tmp_path / "read-model.db"
     readmodel, finder, follower = readmodels.opened(run.run.root, path)
     readmodels.catch_up(finder, follower)
-    run.append(theirs, [ev.StepCompleted(step=259)])
+    run.append(theirs, [ev.StepCompleted(at=40.0, step=259)])
     readmodels.catch_up(finder, follower)
     readmodels.agrees(path, run.run)
     follower.close()
