@@ -14,6 +14,7 @@ import httpx
 import msgspec
 import psutil
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from tests.support import readmodels
 from tests.support.daemon_kills import follower_of
@@ -64,9 +65,10 @@ def test_a_long_journal_on_the_first_start_shows_its_progress_on_a_page_that_can
     try:
         with httpx.Client(base_url=readmodels.address(process), timeout=30) as page:
             follower = psutil.Process(wait_until(lambda: follower_of(process.pid)))
-            wait_until(lambda: readmodels.count(model) > 0)
+            wait_until(lambda: events_read(page) > 0)
             assert os.sched_getscheduler(follower.pid) == os.SCHED_IDLE  # behind every training
             with stopped(follower):  # in the middle of it, for as long as we look
+                assert readmodels.count(model) > 0
                 ready = page.get("/readyz")
                 assert (ready.status_code, ready.text) == (503, "1 runs to read\n")
                 assert page.get("/livez").text == "alive\n"
@@ -82,6 +84,13 @@ def test_a_long_journal_on_the_first_start_shows_its_progress_on_a_page_that_can
     finally:
         process.terminate()
         process.communicate(timeout=60)
+
+
+def events_read(page: httpx.Client) -> float:
+    """What the page has heard of it, which is a moment after the rows are written."""
+    families = text_string_to_metric_families(page.get("/metrics").text)
+    samples = (sample for family in families for sample in family.samples)
+    return next(one.value for one in samples if one.name == "walrecover_follower_events")
 
 
 def first_lines(stream: httpx.Response, count: int) -> list[str]:
