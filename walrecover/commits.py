@@ -110,8 +110,9 @@ class Commits:
         return tuple(key for key, _ in tuple(self._waiting))
 
     @property
-    def unverified(self) -> bool:
-        return bool(self._unverified)
+    def unverified(self) -> int:
+        """Commits that were not read back yet."""
+        return len(self._unverified)
 
     def expect(self, key: Key, *, finished: bool = False) -> None:
         """This rank has voted."""
@@ -193,23 +194,30 @@ class Commits:
         tried again after the next commit, never at once: the disk may be full. Raises Fenced."""
         if not self._unverified:
             return
-        entry = self._unverified[-1]  # the newest: what it replaced may go unread
+        # What they replaced may go unread. Where several came meanwhile, the one before the newest
+        # is read, too: of what does not change every other one lists the same files, and nothing is
+        # retired before two are known to verify that share none.
+        newest = list(self._unverified)[-2:]
         try:
-            self._verify_and_retire(entry.snapshot)
+            if all(self._is_verified(entry.snapshot) for entry in reversed(newest)):
+                self._retire()
         finally:
-            while self._unverified and self._unverified.popleft() is not entry:
+            while self._unverified and self._unverified.popleft() is not newest[-1]:
                 pass
 
-    def _verify_and_retire(self, ref: SnapshotRef) -> None:
+    def _is_verified(self, ref: SnapshotRef) -> bool:
         try:
             snapshot.verify(self._run, ref)
         except (Corrupt, OSError) as error:
             self._say(f"the snapshot of step {ref.step} does not read back: {error}")
             self._distrust(ref.name)
-            return
+            return False
         self._verified.add(ref.manifest)
         self._note(ev.SnapshotVerified(step=ref.step, end=ref.end, manifest=ref.manifest))
         failpoint("snapshot.verified")
+        return True
+
+    def _retire(self) -> None:
         retired = snapshot.retire(
             self._run,
             attempt=self._attempt.number,

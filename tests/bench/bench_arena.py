@@ -20,6 +20,7 @@ from walrecover.arena.filling import Filling
 from walrecover.arena.memory import Arena
 from walrecover.entries import AttemptEntry
 from walrecover.journal import Journal
+from walrecover.processes import identity
 from walrecover.recovery import begin_attempt
 from walrecover.rundir import RunDir
 from walrecover.saver import messages as msg
@@ -49,7 +50,8 @@ class Training:
         self.saver = Saver(
             msg.Assignment(
                 root=str(self.run.root), run=self.run.name, attempt=self.entry.number,
-                nonce=self.entry.nonce, rank=0, world=1, retention=2,
+                nonce=self.entry.nonce, rank=0, world=1, trainer=identity(),
+                retention=2,
             ),
             self.arena,
         )  # fmt: skip

@@ -31,7 +31,7 @@ def test_p9_a_journal_that_failed_keeps_no_capture_waiting(
     journal: Journal = open_stream(run, entry, 0, 1)
     said: list[str] = []
     saver = Background(
-        run=run, journal=journal, attempt=entry.number, nonce=entry.nonce, rank=0, world=1,
+        slots=2, run=run, journal=journal, attempt=entry.number, nonce=entry.nonce, rank=0, world=1,
         verified=frozenset(), retention=2, say=said.append,
     )  # fmt: skip
     monkeypatch.setenv(failpoints.ENVIRONMENT, "saver.digested:stop")  # for the saver's process

@@ -24,6 +24,7 @@ from tests.support.protocol import (
     holder,
     recovery_point,
 )
+from tests.support.waiting import await_savers
 from tests.support.worker import REACHED, REFUSED, Said, said
 from walrecover import failpoints, recovery
 from walrecover.recovery import begin_attempt
@@ -118,6 +119,7 @@ def resume(
         steps=steps, armed=armed, result=str(result), die=die,
     )  # fmt: skip
     code = child.wait()
+    await_savers(folder)
     return code, result.read_text().split() if result.exists() else []
 
 

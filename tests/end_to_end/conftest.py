@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.forkserver import ForkServer
+from tests.support.waiting import await_savers
 
 # Where there is such a place: what these tests kill are processes, and an fsync has nothing to add.
 MEMORY = Path("/dev/shm")
@@ -16,9 +17,10 @@ MEMORY = Path("/dev/shm")
 
 @pytest.fixture
 def folder() -> Iterator[Path]:
-    """A folder for runs, gone after the test."""
+    """A folder for runs, gone after the test, and once nobody saves anything in it any more."""
     with tempfile.TemporaryDirectory(dir=MEMORY if MEMORY.is_dir() else None) as name:
         yield Path(name)
+        await_savers(Path(name))
 
 
 @pytest.fixture

@@ -10,8 +10,11 @@ import pytest
 
 from tests.support.forkserver import ForkServer
 from tests.support.protocol import candidates
-from walrecover import snapshot
+from tests.support.waiting import await_savers
+from walrecover import events, snapshot
+from walrecover.rehearse.readout import read_events
 from walrecover.rundir import RunDir
+from walrecover.saver.process import MOST_UNREAD
 
 FROZEN_BYTES = 64 * 64 * 4
 
@@ -31,7 +34,23 @@ def train(server: ForkServer, folder: Path, *, steps: int, die_at: int = 0) -> t
         env={"WALRECOVER_KEEP": "2"}, steps=steps, die_at=die_at, result=str(result),
     )  # fmt: skip
     code = child.wait()
+    await_savers(folder)
     return code, result.read_text() if result.exists() else ""
+
+
+def test_captures_that_come_without_a_pause_are_read_back_and_retired_all_the_same(
+    server: ForkServer, tmp_path: Path
+) -> None:
+    assert train(server, tmp_path / "fast", steps=40)[0] == 0
+    run = RunDir(tmp_path / "fast" / ".walrecover", "a-run")
+    there, most = set[int](), 0
+    for _, event in read_events(run, "saver-0"):
+        if isinstance(event, events.SnapshotCommitted):
+            there.add(event.step)
+        elif isinstance(event, events.SnapshotsRetired):
+            there -= {int(name.split("-")[1].split(".")[0]) for name in event.names}
+        most = max(most, len(there))
+    assert most <= 2 + 2 * MOST_UNREAD
 
 
 def written(run: RunDir) -> list[int]:

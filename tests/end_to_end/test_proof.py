@@ -117,7 +117,7 @@ def test_p6_a_resume_proves_itself(resume: Resume, folder: Path, workers: int) -
 
 
 def test_p6_where_no_step_is_done_twice_the_state_is_the_proof(resume: Resume) -> None:
-    found = resume(at=(4, "boundary"))
+    found = resume(at=(4, "committed"))
     verdict = found.judged[2, 0]
     assert isinstance(verdict, ev.ResumeVerified), found.output
     assert (verdict.from_step, verdict.to_step, verdict.base) == (0, 0, 4)
@@ -126,7 +126,7 @@ def test_p6_where_no_step_is_done_twice_the_state_is_the_proof(resume: Resume) -
 
 
 def test_p6_the_whole_state_is_compared_where_both_captured_it(resume: Resume) -> None:
-    found = resume(at=(7, "boundary"), every="1steps", damage=2)
+    found = resume(at=(7, "committed"), every="1steps", damage=2)
     verdict = found.judged[2, 0]
     assert isinstance(verdict, ev.ResumeVerified), found.output
     assert verdict.base == 5
@@ -193,7 +193,7 @@ def test_a_scheduler_that_the_script_makes_anew_is_found_by_its_learning_rate(
 
 def test_buffers_that_moved_after_the_step_are_found_by_the_state_alone(resume: Resume) -> None:
     """Loss, gradient norm, batch, rates and generators of all steps agree."""
-    found = resume("buffers moved after the step", at=(7, "boundary"), every="1steps", damage=2)
+    found = resume("buffers moved after the step", at=(7, "committed"), every="1steps", damage=2)
     verdict = _diverged(found)
     assert (verdict.step, verdict.what) == (6, "the state of model")
 

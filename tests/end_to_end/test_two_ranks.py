@@ -18,6 +18,7 @@ import pytest
 from tests.support.attempt import KILL
 from tests.support.forkserver import ROOT, Child, ForkServer
 from tests.support.trial import KILLED, Ended, Trial
+from tests.support.waiting import await_savers
 from walrecover import entries, events
 from walrecover.rehearse.readout import read_events
 from walrecover.rundir import RunDir, list_runs
@@ -67,6 +68,7 @@ class Pair:
             status[n] = children[n].wait()
             if status[n] == KILLED:
                 os.kill(children[1 - n].pid, TERM)
+        await_savers(self.folder)
         outputs = [(self.folder / f"output-{rank.attempts}").read_text() for rank in self.ranks]
         return [Ended(status[n], outputs[n]) for n in range(2)]
 

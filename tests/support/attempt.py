@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 import walrecover
+from tests.support.waiting import last_commit, wait_until
 from walrecover import failpoints, plain, shards
 from walrecover.manifest import digest_of
 from walrecover.session import Run
@@ -36,7 +37,8 @@ def attempt(
     **arguments: Any,
 ) -> None:
     """Call `script` ("module:function"). `end`: at which step of this attempt, where ("step": as
-    `run.step` returns, "boundary": once the boundary is done) and by which signal it is hit."""
+    `run.step` returns, "boundary": once the boundary is done, "committed": and its snapshot, too)
+    and by which signal it is hit."""
     failpoints.arm(os.environ.get(failpoints.ENVIRONMENT, ""))
     module, _, name = script.partition(":")
     sys.argv = [f"{name}.py"]
@@ -72,6 +74,9 @@ def attempt(
     def boundary(self: Run) -> None:
         original_boundary(self)
         hit("boundary")
+        if end is not None and (end[0], end[1]) == (made, "committed"):
+            wait_until(lambda: last_commit() >= self.global_step)
+            hit("committed")
 
     wrap_step(Run)
     wrap_step(DisabledRun)

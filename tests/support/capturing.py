@@ -24,7 +24,7 @@ from walrecover.arena.memory import Arena
 from walrecover.arena.slots import Slot
 from walrecover.entries import AttemptEntry, newest_attempt
 from walrecover.journal import Journal
-from walrecover.processes import started_at
+from walrecover.processes import identity, started_at
 from walrecover.rundir import RunDir
 from walrecover.saver import messages as msg
 from walrecover.saver.client import Saver
@@ -38,7 +38,7 @@ def assignment(
 ) -> msg.Assignment:
     return msg.Assignment(
         root=str(run.root), run=run.name, attempt=entry.number, nonce=entry.nonce, rank=rank,
-        world=world, retention=2, supervisor=supervisor,
+        world=world, trainer=identity(), retention=2, supervisor=supervisor,
     )  # fmt: skip
 
 

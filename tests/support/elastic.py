@@ -17,6 +17,7 @@ from tests.end_to_end.scripts import resized
 from tests.support import trained
 from tests.support.forkserver import ROOT, ForkServer
 from tests.support.trial import KILLED, Ended, Trial
+from tests.support.waiting import await_savers
 from walrecover import entries, events
 from walrecover.rehearse.readout import read_events
 from walrecover.rundir import RunDir, list_runs
@@ -62,6 +63,7 @@ class Elastic:
             if status[n] == KILLED:
                 for other in set(range(world)) - set(status):
                     os.kill(children[other].pid, TERM)
+        await_savers(self.folder)
         outputs = [(self.folder / f"output-{rank.attempts}").read_text() for rank in ranks]
         return [Ended(status[n], outputs[n]) for n in range(world)]
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 import walrecover
+from tests.support.waiting import last_commit, wait_until
 from walrecover.manifest import digest_of
 
 
@@ -25,6 +26,7 @@ def train(steps: int, result: str, die_at: int = 0) -> None:
     frozen_before = digest_of(frozen.weight.detach().numpy().tobytes())
     for _ in run.loop(range(steps)):
         if die_at and run.global_step == die_at:
+            wait_until(lambda: last_commit() == die_at)
             os.kill(os.getpid(), signal.SIGKILL)
         loss = model(torch.randn(8, 64)).square().sum()
         optimizer.zero_grad()

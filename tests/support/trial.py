@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tests.support.forkserver import Child, ForkServer
+from tests.support.waiting import await_savers
 
 KILLED = -int(signal.SIGKILL)
 SCRIPTS = "tests.end_to_end.scripts."
@@ -61,8 +62,9 @@ class Trial:
         env: dict[str, str] | None = None,
         **arguments: Any,
     ) -> Ended:
-        """One attempt, to its end."""
+        """One attempt, to its end, and to that of what it leaves behind."""
         status = self.start(end, env, **arguments).wait()
+        await_savers(self.folder)
         return Ended(status, (self.folder / f"output-{self.attempts}").read_text())
 
     def run_until_done(self, end: tuple[int, str, int], limit: int = 60, **arguments: Any) -> int:

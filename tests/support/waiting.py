@@ -2,11 +2,39 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TypeVar
 
+import msgspec
+
+from walrecover.commits import key_of
+from walrecover.entries import CommitEntry
+from walrecover.processes import is_alive
+from walrecover.rundir import RunDir, list_runs
+from walrecover.saver.messages import Assignment
+from walrecover.saver.roll import MODULE
+from walrecover.sequence import Sequence
+
 Found = TypeVar("Found")
+
+
+def await_savers(folder: Path) -> None:
+    """Until nobody saves anything below this folder any more for a training that has ended."""
+    wait_until(lambda: not any(str(folder) in one.root for one in _bereaved()))
+
+
+def _bereaved() -> Iterator[Assignment]:
+    """What savers on this machine are at work on whose training process is gone."""
+    for line in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError, msgspec.DecodeError):
+            words = line.read_bytes().split(b"\0")[:-1]
+            if MODULE.encode() in words:
+                given = msgspec.json.decode(words[-1], type=Assignment)
+                if is_alive(given.trainer) is False:
+                    yield given
 
 
 def wait_until(true: Callable[[], Found], seconds: float = 60.0, pause: float = 0.001) -> Found:
@@ -16,3 +44,11 @@ def wait_until(true: Callable[[], Found], seconds: float = 60.0, pause: float = 
         assert time.monotonic() < deadline, "it never came true"
         time.sleep(pause)
     return found
+
+
+def last_commit() -> int:
+    """The step of the newest commit of the only run below this folder; 0 for none."""
+    root = Path(".walrecover")
+    (name,) = list_runs(root)
+    found = Sequence(RunDir(root, name).sequence).read()
+    return max((key_of(one).step for one in found if isinstance(one, CommitEntry)), default=0)

@@ -5,6 +5,7 @@ none; nobody is waited for who never comes.
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -49,7 +50,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[float]]:
 def test_a_rank_without_a_saver_is_waited_for_a_moment(tmp_path: Path, clock: list[float]) -> None:
     share = Estate(tmp_path, 0, 2)
     assert share.settle(lambda: {3}) is None and not share.settled
-    clock[0] += estate.STRANGER_SECONDS + 1
+    clock[0] += roll.STRANGER_SECONDS + 1
     assert share.settle(lambda: {3}) is None and share.settled
 
 
@@ -57,7 +58,7 @@ def test_a_saver_that_lives_is_waited_for_longer(tmp_path: Path, clock: list[flo
     roll.enrol(tmp_path, 1)  # this process stands in for it
     share = Estate(tmp_path, 0, 2)
     share.settle(lambda: {3})
-    clock[0] += estate.STRANGER_SECONDS + 1
+    clock[0] += roll.STRANGER_SECONDS + 1
     assert share.settle(lambda: {3}) is None and not share.settled
     clock[0] += estate.PATIENCE_SECONDS
     assert share.settle(lambda: {3}) is None and share.settled
@@ -68,6 +69,16 @@ def test_a_saver_that_has_ended_is_not_waited_for(tmp_path: Path) -> None:
     (tmp_path / "rank-00001.saver").write_bytes(msgspec.json.encode(gone))
     share = Estate(tmp_path, 0, 2)
     assert share.settle(lambda: {3}) is None and share.settled
+
+
+def test_where_the_folder_was_taken_away_nobody_is_waited_for(tmp_path: Path) -> None:
+    meeting = tmp_path / "attempt"
+    roll.enrol(meeting, 0)
+    roll.enrol(meeting, 1)  # lives: this process stands in for it
+    share = Estate(meeting, 0, 2)
+    shutil.rmtree(meeting)
+    assert share.settle(lambda: {3}) is None and share.settled
+    assert not meeting.exists()
 
 
 def test_a_word_that_cannot_be_read_is_none(tmp_path: Path) -> None:

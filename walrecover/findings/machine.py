@@ -15,7 +15,8 @@ from walrecover.findings.table import FAILURE, NOTE, OK, WARNING
 DOCKER_SHM = 64 << 20
 SMALL_SHM = 1 << 30
 ARENA_SLOTS, ARENA_SPARE = 3, 256 << 20
-"""What `--memory-every` sets aside, by the size of the state (specs/18-arena.md)."""
+"""What captures take at most, with `--memory-every`, by the size of the state
+(specs/18-arena.md)."""
 
 FEW_FILES = 4096
 FEW_PROCESSES = 256

@@ -130,8 +130,7 @@ CHECKS = {
         "docker run --shm-size=8g or --ipc=host; in Kubernetes an emptyDir of medium Memory",
     ),
     "memory": Check(
-        "--memory-every keeps no step in memory: a killed process loses those since its last "
-        "snapshot",
+        "training waits while its snapshots are written, and --memory-every keeps no step",
         "give the job more memory (its control group's limit counts), or do without",
     ),
     "clock": Check(

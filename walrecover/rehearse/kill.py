@@ -133,22 +133,19 @@ class Killer:
         inside = kill.aim == "snapshot" and beat.step < kill.until
         if inside and not self._is_in_snapshot(attempt, beat):
             return False
-        timing = self._timing
-        whole = timing.snapshot_seconds if inside else timing.step_seconds
-        if inside and self._performance.saved_aside:
-            whole *= SEEN_SHARE
-        until = time.monotonic() + kill.moment * whole
-        while (left := until - time.monotonic()) > 0:
+        timing, began = self._timing, time.monotonic()
+        whole = timing.snapshot_seconds * SEEN_SHARE if inside else timing.step_seconds
+        while (left := began + kill.moment * whole - time.monotonic()) > 0:
             time.sleep(min(left, CALM_SECONDS))
-        now = attempt.read(rank)
-        if self._performance.saved_aside:
-            return not inside or self._is_in_snapshot(attempt, now)
-        return not inside or (now.phase, now.step) == (beat.phase, beat.step)
+        # Between a capture and the first file of its saver there is nothing to see.
+        while inside and not (now := self._is_in_snapshot(attempt, attempt.read(rank))):
+            if time.monotonic() > began + timing.snapshot_seconds:
+                return now
+            time.sleep(HOT_SECONDS)
+        return True
 
     def _is_in_snapshot(self, attempt: Attempt, beat: Reading) -> bool:
-        return beat.phase == "snapshot" or (
-            self._performance.saved_aside and self._performance.is_saving(attempt.nonce)
-        )
+        return beat.phase == "snapshot" or bool(self._performance.saving(attempt.nonce))
 
     def _rest(self, seconds: float, attempt: Attempt | None = None) -> None:
         began = time.monotonic()
@@ -177,13 +174,13 @@ class Killer:
         before = attempt.read(rank)
         if not self._is_near(before, floor):
             return None
-        saving = self._is_in_snapshot(attempt, before)
+        saving = self._performance.saving(attempt.nonce)
         at = time.time()
         if not tree.kill(victim.process):
             return None
         # A rank's page stays as it was at its death; another's death is met where it was before.
         met = attempt.read(rank) if victim.rank is not None else before
-        if saving and met.phase in TRAINING and self._is_in_snapshot(attempt, met):
+        if met.phase in TRAINING and self._outlasts(saving, at):
             met = met._replace(phase="snapshot")
         return Strike(
             step=met.step,
@@ -204,6 +201,11 @@ class Killer:
                 return found[int(kill.pick * len(found))]
             rank = int(kill.pick * len(attempt.ranks))
         return Victim(attempt.ranks[rank].process, f"rank {rank}", rank)
+
+    def _outlasts(self, saving: set[str], at: float) -> bool:
+        """Whether one of these snapshots was not committed before this Unix time; it may be now."""
+        found = model.commits(Sequence(self._performance.run.sequence).read())
+        return bool(saving - {one.snapshot.name for one in found if one.at <= at})
 
     def _is_finished(self) -> bool:
         return model.finished(Sequence(self._performance.run.sequence).read())

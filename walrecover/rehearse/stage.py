@@ -39,7 +39,6 @@ class Performance:
     ) -> None:
         self.run = RunDir(root, RUN)
         self.log = log
-        self.saved_aside = memory_every is not None
         self._process: subprocess.Popen[bytes] | None = None
         pace = ["--every", every] if every else []
         pace += ["--memory-every", memory_every] if memory_every else []
@@ -106,10 +105,12 @@ class Performance:
             for one in below:
                 tree.kill(one)
 
-    def is_saving(self, nonce: str) -> bool:
-        """Whether a snapshot of this attempt has been begun and is not committed."""
+    def saving(self, nonce: str) -> set[str]:
+        """The snapshots of this attempt that were begun and have no manifest yet."""
         names = (name for name in os.listdir(self.run.snapshots) if name.endswith(nonce))
-        return any(not (self.run.snapshots / name / "manifest.json").exists() for name in names)
+        return {
+            name for name in names if not (self.run.snapshots / name / "manifest.json").exists()
+        }
 
     def exit_code(self) -> int | None:
         """The command's exit code, or None while it goes on."""

@@ -14,11 +14,7 @@ from pathlib import Path
 
 import msgspec
 
-from walrecover.files import make_directory
 from walrecover.saver import roll
-
-STRANGER_SECONDS = 5.0
-"""After so long without a word from a rank's saver there is none."""
 
 PATIENCE_SECONDS = 60.0
 
@@ -46,21 +42,19 @@ class Estate:
         return None
 
     def _say(self, steps: list[int]) -> None:
-        """On a full disk nothing is said, and the others wait in vain."""
+        """On a full disk nothing is said, and the others wait in vain. The folder is there since
+        this saver was enrolled; where it was taken away it is not made again."""
         path = self._path(self._rank)
         beside = path.with_suffix(".tmp")
         with contextlib.suppress(OSError):
-            make_directory(self._meeting)
             beside.write_bytes(msgspec.json.encode(steps))
             beside.replace(path)
 
     def _in_vain(self, silent: Collection[int]) -> bool:
         assert self._since is not None
         waited = time.monotonic() - self._since
-        if waited > PATIENCE_SECONDS or any(roll.is_gone(self._meeting, rank) for rank in silent):
-            return True
-        return waited > STRANGER_SECONDS and not all(
-            roll.is_enrolled(self._meeting, rank) for rank in silent
+        return waited > PATIENCE_SECONDS or any(
+            roll.is_missing(self._meeting, rank, waited) for rank in silent
         )
 
     def _path(self, rank: int) -> Path:

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import msgspec
 
+from walrecover.entries import Holder
+
 
 class Assignment(msgspec.Struct, frozen=True, kw_only=True):
-    """What the saver is started with. `verified`: manifests that were read back before.
-    `supervisor`: the pid of the process that starts the next attempt, 0 where there is none."""
+    """What the saver is started with. `trainer`: the process whose captures they are. `verified`:
+    manifests that were read back before. `supervisor`: the pid of the process that starts the next
+    attempt, 0 where there is none."""
 
     root: str
     run: str
@@ -20,6 +23,7 @@ class Assignment(msgspec.Struct, frozen=True, kw_only=True):
     nonce: str
     rank: int
     world: int
+    trainer: Holder
     retention: int
     verified: tuple[str, ...] = ()
     supervisor: int = 0

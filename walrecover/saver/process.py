@@ -32,6 +32,10 @@ from walrecover.saver.saving import Saving
 from walrecover.saver.trainer import Trainer
 
 VOTES_POLL_SECONDS = 0.01
+MOST_UNREAD = 4
+"""Commits that votes may go ahead of: where captures come without a pause, nothing would ever be
+read back, and so retired, and the disk would fill up."""
+
 LAST_VOTES_SECONDS = 60.0
 """How long rank 0's saver waits for the other ranks' votes once its training process is gone."""
 
@@ -115,7 +119,7 @@ class _Process:
                 told=self._told,
             )
             self._commits.resume()
-        self._last_votes = 0.0
+        self._last_since: float | None = None
         self._meeting = run.meeting(given.attempt, given.nonce)
         roll.enrol(self._meeting, given.rank)
         self._estate = Estate(self._meeting, given.rank, given.world)
@@ -202,7 +206,7 @@ class _Process:
     def _keep(self, commits: Commits) -> bool:
         before = commits.committed
         commits.settle()
-        if self._saving.pending():
+        if self._saving.pending() and commits.unverified < MOST_UNREAD:
             return True  # a vote goes before reading back
         if commits.unverified:
             commits.read_back()
@@ -211,9 +215,13 @@ class _Process:
 
     def _no_votes_come(self) -> bool:
         now = time.monotonic()
-        self._last_votes = self._last_votes or now + LAST_VOTES_SECONDS
+        if self._last_since is None:
+            self._last_since = now
+        waited = now - self._last_since
         others = range(1, self._attempt.world)
-        if now < self._last_votes and not all(roll.is_gone(self._meeting, r) for r in others):
+        if waited < LAST_VOTES_SECONDS and not all(
+            roll.is_missing(self._meeting, rank, waited) for rank in others
+        ):
             return False
         assert self._commits is not None
         self._commits.give_up("not all ranks have voted for it, and the training has ended")

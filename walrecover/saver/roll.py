@@ -21,6 +21,9 @@ from walrecover.saver.messages import Assignment
 
 MODULE = "walrecover.saver"
 
+STRANGER_SECONDS = 5.0
+"""A rank whose saver was not enrolled after so long has none: it died before its first boundary."""
+
 
 def of_run(run: RunDir, pids: Callable[[], Iterable[int]]) -> set[int]:
     """Those of these processes that are savers of the run, from their first instruction on.
@@ -34,6 +37,17 @@ def of_run(run: RunDir, pids: Callable[[], Iterable[int]]) -> set[int]:
         found |= {pid for pid, words in lines.items() if _assignment(run, words)}
         if all(lines.values()):
             break
+    return found
+
+
+def bereaved(run: RunDir, pids: Callable[[], Iterable[int]]) -> set[int]:
+    """Those whose training process has ended, or is this one, which begins anew: they finish what
+    there is."""
+    found = set()
+    for pid in of_run(run, pids):
+        given = assignment(run, pid)
+        if given and (given.trainer == identity() or is_alive(given.trainer) is False):
+            found.add(pid)
     return found
 
 
@@ -67,12 +81,18 @@ def enrol(meeting: Path, rank: int) -> None:
         _path(meeting, rank).write_bytes(msgspec.json.encode(identity()))
 
 
-def is_enrolled(meeting: Path, rank: int) -> bool:
-    return _path(meeting, rank).exists()
+def is_missing(meeting: Path, rank: int, waited: float) -> bool:
+    """Whether nothing will come of the rank's saver: it has ended, or there was none after so many
+    seconds."""
+    never = waited > STRANGER_SECONDS and not _path(meeting, rank).exists()
+    return never or is_gone(meeting, rank)
 
 
 def is_gone(meeting: Path, rank: int) -> bool:
-    """Whether the rank's saver was there, and has ended."""
+    """Whether the rank's saver was there, and has ended; or nobody will find anybody here, for the
+    attempt's folder was taken away."""
+    if not meeting.exists():
+        return True
     try:
         holder = msgspec.json.decode(_path(meeting, rank).read_bytes(), type=Holder)
     except (OSError, msgspec.DecodeError):

@@ -23,8 +23,9 @@ from walrecover.errors import BadInput, Fenced, Mismatch, WalrecoverError
 from walrecover.failpoints import failpoint
 from walrecover.files import create_if_absent, make_directory, storage
 from walrecover.journal import Journal
-from walrecover.processes import identity, watch_supervisor
+from walrecover.processes import identity, pids, watch_supervisor
 from walrecover.rundir import RunDir, find_root
+from walrecover.saver import offers, roll
 from walrecover.sequence import Sequence
 from walrecover.session import code, dealing, restoring, settings
 from walrecover.session.disabled import DisabledRun
@@ -37,6 +38,9 @@ from walrecover.torch_adapter import keyed, rng, scheduling
 from walrecover.torch_adapter.objects import Attached
 from walrecover.torch_adapter.ranks import Meeting as Ranks
 from walrecover.torch_adapter.ranks import World, world
+
+SAVING_SECONDS = 120.0
+LOOK_SECONDS = 0.01
 
 _current: list[Run] = []
 
@@ -325,12 +329,25 @@ def _attempt(run: RunDir, chosen: Settings) -> tuple[AttemptEntry, ev.RecoveryPl
     else:
         run.create()
         resume = chosen.resume
+    _await_savers(run)
     begun = recovery.begin_attempt(run, holder, resume=resume)
     _claim(run, begun.entry)
     folder = run.meeting(begun.entry.number, begun.entry.nonce)
     failures.tell(folder, goodput.known(begun.state))
     print(f"walrecover: {begun.line}", file=sys.stderr, flush=True)
     return begun.entry, begun.event
+
+
+def _await_savers(run: RunDir) -> None:
+    """What an attempt before still saves is settled before there is another plan: that saver would
+    be fenced off by it."""
+    if model.newest_attempt(Sequence(run.sequence).read()) is None:
+        return
+    deadline = time.monotonic() + SAVING_SECONDS
+    while savers := roll.bereaved(run, pids):
+        if not savers - offers.settled(run, savers) or time.monotonic() > deadline:
+            return
+        time.sleep(LOOK_SECONDS)
 
 
 def _short(entry: AttemptEntry) -> str:

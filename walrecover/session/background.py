@@ -22,13 +22,11 @@ from walrecover.arena.slots import Slot, TooLarge
 from walrecover.commits import Key
 from walrecover.entries import snapshot_name
 from walrecover.errors import Corrupt, Fenced, StorageFailed
+from walrecover.processes import identity
 from walrecover.saver import messages as msg
 from walrecover.saver.client import Saver as Process
 from walrecover.session.saving import GIVING_UP_SECONDS, WAIT_SECONDS, Saver
 from walrecover.snapshot import Capture
-
-SLOTS = 3
-"""The newest, one that is being saved, and one to fill: a capture at every step (rule 8)."""
 
 SAVERS = 4
 """Processes that one attempt's captures are given to, before it goes on without."""
@@ -44,10 +42,12 @@ ROW_BYTES = 256
 class Background(Saver):
     """One rank's saving, in the background."""
 
-    def __init__(self, supervisor: int = 0, **settings: Any) -> None:
-        """`supervisor`: the pid of the process that starts the next attempt, 0 for none."""
+    def __init__(self, slots: int, supervisor: int = 0, **settings: Any) -> None:
+        """`slots`: two, the newest and one to fill; three where captures are also only kept in
+        memory, while one is being saved (rule 8). `supervisor`: the pid of the process that starts
+        the next attempt, 0 for none."""
         super().__init__(**settings)
-        self._supervisor = supervisor
+        self._slots, self._supervisor = slots, supervisor
         self._arena: Arena | None = None
         self._filling: Filling | None = None
         self._process: Process | None = None
@@ -56,7 +56,6 @@ class Background(Saver):
         self._filled_lsn = self._awaited_lsn = 0
         self._leaves_heirs = False
         self._voted: Key | None = None
-        self._abandoned: set[Key] = set()
 
     @property
     def known(self) -> dict[str, str]:
@@ -71,6 +70,10 @@ class Background(Saver):
         return super().known
 
     # -- captures -------------------------------------------------------------------------------
+
+    def prepare(self, capture: Capture) -> None:
+        """Memory for captures like this one, and a saver, so that the first does not wait."""
+        self._is_ready(capture)
 
     def save(self, capture: Capture, *, finished: bool = False, lone: bool = False) -> bool:
         """Give a capture to the saver; waits until the one before is saved."""
@@ -146,6 +149,7 @@ class Background(Saver):
             slot = self._filling.free_slot(saver_lives=self._process.lives)
             if not wait or (slot is not None and not self._is_behind()):
                 return slot
+            self._tell(msg.Hurry())
             self._hear(GIVING_UP_SECONDS, lambda report: isinstance(report, _LETS_GO))
             self._keep_a_saver()
         return None
@@ -176,7 +180,7 @@ class Background(Saver):
 
     def _make(self, room: int) -> None:
         try:
-            self._arena = Arena.create(SLOTS, room)
+            self._arena = Arena.create(self._slots, room)
             self._arena.touch()
             self._filling = Filling(self._arena, self.rank)
             self._hire()
@@ -204,6 +208,7 @@ class Background(Saver):
             nonce=self.nonce,
             rank=self.rank,
             world=self.world,
+            trainer=identity(),
             retention=self.retention,
             verified=tuple(sorted(self._verified)),
             supervisor=self._supervisor,
@@ -230,7 +235,7 @@ class Background(Saver):
         """Go on as without an arena."""
         self._refused = True
         self._let_go()
-        self.say(f"no capture is kept in memory: {reason}")
+        self.say(f"snapshots are written while training waits: {reason}")
         self.journal.append(ev.ArenaRefused(at=time.time(), reason=reason))
 
     def _let_go(self, fails: bool = False) -> None:
@@ -266,7 +271,7 @@ class Background(Saver):
                 self._note(Key(report.step, report.end))
                 self._follower.catch_up(self.journal.durable)
             case msg.Abandoned():
-                self._abandoned.add(Key(report.step, report.end))
+                self.abandoned[Key(report.step, report.end)] = report.reason
                 self.say(f"the snapshot of step {report.step} was abandoned: {report.reason}")
             case msg.Said():
                 self.say(report.text)
@@ -318,15 +323,24 @@ class Background(Saver):
         self._hear(seconds, lambda report: isinstance(report, _SETTLES))
         self._keep_a_saver()
         self._tell(msg.Hurry())
-        return key in self._abandoned or self._refused or self.failed is not None
+        return key in self.abandoned or self._refused or self.failed is not None
 
-    def settle(self, key: Key, seconds: float) -> bool:
+    def pending(self) -> Key | None:
+        key = self.tried
+        if key is None or key.end or self._process is None:
+            return None
+        self._hear()
+        done = key in self.abandoned or (self.committed is not None and self.committed >= key)
+        return None if done else key
+
+    def settle(self, key: Key, others: float, own: float = WAIT_SECONDS) -> bool:
         """Its vote first, which only the saver's own speed limits."""
-        deadline = time.monotonic() + WAIT_SECONDS
+        deadline = time.monotonic() + own
         while self._process is not None and not (self._voted and self._voted >= key):
-            if self._is_lost(key, GIVING_UP_SECONDS) or time.monotonic() > deadline:
+            left = deadline - time.monotonic()
+            if self._is_lost(key, max(0.0, min(GIVING_UP_SECONDS, left))) or left <= 0:
                 return False
-        return super().settle(key, seconds)
+        return super().settle(key, others)
 
     def drain(self) -> None:
         super().drain()

@@ -31,8 +31,8 @@ class Moment(NamedTuple):
 
 
 def living(attached: Attached, position: Position) -> Moment:
-    """The state now."""
-    state = attached.capture()
+    """The state now. What lies on a device stays there."""
+    state = attached.capture(far=True)
     return Moment(state, position_tree(position), counts(position), rng.capture())
 
 

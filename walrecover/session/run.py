@@ -12,7 +12,6 @@ import sys
 import time
 from collections import deque
 from collections.abc import Iterable
-from functools import partial
 from typing import Any
 
 import msgspec
@@ -93,8 +92,9 @@ class Run:
             prover.begin()
         base = entry.plan.base
         watched = settings.supervisor.pid if settings.supervisor else 0
-        saver = Saver if settings.memory is None else partial(Background, watched)
-        self._saver: Saver = saver(
+        self._saver: Saver = Background(
+            slots=2 if settings.memory is None else 3,
+            supervisor=watched,
             run=directory,
             journal=journal,
             attempt=entry.number,
@@ -116,7 +116,7 @@ class Run:
         self._recorder = Recorder(
             journal, self._loops, attached, prover, teaches=teaches, alarm=self._alarm
         )
-        self._wanted = False
+        self._wanted = self._prepared = False
         self._last_key = Key(base.step, base.end) if base else None
         self._clock = time.monotonic()
         self._times: deque[float] = deque(maxlen=MEASURED_STEPS * 7)
@@ -252,9 +252,10 @@ class Run:
         stopping = stop is not None and step >= stop.step
         key = Key(step, False)
         due = self._is_due(step)
-        late = self._saver.too_late(self._signals.seconds_left()) if stopping else ""
+        left = self._signals.seconds_left() if stopping else None
+        late = self._saver.too_late(left)
         if late:
-            self._note(self._salvage.lost(step, late))
+            self._note(self._salvage.lost(step, late, left))
         elif (self._wanted or stopping or due) and key != self._last_key:
             self._alarm.await_heard(self._journal)
             self._wanted = False
@@ -262,6 +263,9 @@ class Run:
             self._save(key, self._loops.position(), finished=False)
         if stopping:
             self._stop(key)
+        if not self._prepared:
+            captured = None
+            self._prepare(key)
         memory = self._settings.memory  # how often a state is kept there that does not go to disk
         if key != self._last_key and memory and step % memory == 0 and self._hold(key):
             captured = None
@@ -283,6 +287,15 @@ class Run:
         if last + 1 == step:  # nearly always
             return is_due(step, paces)
         return any(is_due(n, paces) for n in range(last + 1, step + 1))
+
+    def _prepare(self, key: Key) -> None:
+        """The first step is made: the optimizer's state is there, so its size is known."""
+        self._prepared = True
+        began = time.monotonic()
+        moment = living(self._attached, self._loops.position())
+        self._saver.prepare(self._captures.of(key, moment, self._saver.committed_lsn))
+        self._clock = time.monotonic()
+        self._pacer.stood_still(key, self._clock - began, held=True)
 
     def _hold(self, key: Key) -> bool:
         began = time.monotonic()

@@ -21,7 +21,7 @@ from walrecover.session.loops import Loops
 from walrecover.session.moment import Captures, Moment, counts
 from walrecover.session.position import Position
 from walrecover.session.restoring import position_tree
-from walrecover.session.saving import Saver
+from walrecover.session.saving import WAIT_SECONDS, Saver
 from walrecover.torch_adapter import rng
 from walrecover.torch_adapter.copies import Copies, TooMuch
 from walrecover.torch_adapter.keeping import Keeper, NotWhole
@@ -120,7 +120,7 @@ class Salvage:
     def save(self, step: int, last: Key | None, left: float | None) -> Outcome | None:
         """Save the last completed step if that is still possible; None where there is nothing to
         lose. `last`: the newest capture of this rank. `left`: seconds, where there is a limit."""
-        committed = self._committed()
+        committed = self._committed(left)
         if step <= committed or self._saver.failed:
             return None
         key = Key(step, False)
@@ -128,7 +128,9 @@ class Salvage:
             if last is None or last < key:
                 self._vote(key, left)
             if not self._saver.settle(key, OTHERS_SECONDS):
-                raise NotWhole("not every rank has saved its part of it")
+                raise NotWhole(
+                    self._saver.abandoned.get(key) or "not every rank has saved its part of it"
+                )
         except (WalrecoverError, OSError, Unstorable, RuntimeError) as error:
             return self._rescue(step, committed, str(error))
         return Outcome(step, True, "", step)
@@ -142,11 +144,16 @@ class Salvage:
             return Outcome(step, True, "", step)
         return Outcome(step, False, reason, key.step)
 
-    def lost(self, step: int, reason: str) -> Outcome:
+    def lost(self, step: int, reason: str, left: float | None) -> Outcome:
         """It is not saved, for a reason of the caller's."""
-        return Outcome(step, False, reason, self._committed())
+        return Outcome(step, False, reason, self._committed(left))
 
-    def _committed(self) -> int:
+    def _committed(self, left: float | None) -> int:
+        """The step of the last commit, once it is known of what was given to be saved."""
+        given = self._saver.pending()
+        own = WAIT_SECONDS if left is None else left
+        if given is not None and self._saver.settle(given, min(own, OTHERS_SECONDS), own):
+            return given.step
         self._saver.note_commits()
         return self._saver.committed.step if self._saver.committed else self._base
 
@@ -158,7 +165,7 @@ class Salvage:
             raise NotWhole(too_late)
         capture = self._captures.of(key, moment, self._saver.committed_lsn)
         if not self._saver.save(capture, lone=True):
-            raise StorageFailed("the disk refused it")
+            raise StorageFailed(self._saver.abandoned[key])
 
     def _moment(self, step: int) -> Moment:
         """The state of the last boundary. Raises NotWhole."""

@@ -43,8 +43,9 @@ class Saver:
     plan's base.
 
     `failed` holds the Fenced error that ended it, to be raised in the training thread. `tried`: the
-    newest capture, voted for or refused. `seconds`: how long its vote took. `noted` hears, at each
-    vote, its step and the digest of each attached object's whole state.
+    newest capture, voted for or refused. `abandoned`: captures that cannot be committed, and why.
+    `seconds`: how long its vote took. `noted` hears, at each vote, its step and the digest of each
+    attached object's whole state.
     """
 
     def __init__(
@@ -70,6 +71,7 @@ class Saver:
         self.committed: Key | None = None
         self.committed_lsn = 0
         self.tried: Key | None = None
+        self.abandoned: dict[Key, str] = {}
         self.noted = noted
         self.seconds = 0.0
         self._part: Part | None = None
@@ -105,6 +107,7 @@ class Saver:
         try:
             part = snapshot.vote(self.run, capture, self.journal, offers=self._references.offers())
         except (StorageFailed, OSError) as error:
+            self.abandoned[key] = str(error)
             self._commits.abandon(key, str(error))
             return False
         self._references.cast(part)
@@ -134,6 +137,9 @@ class Saver:
             self._wake()
         return True
 
+    def prepare(self, capture: Capture) -> None:
+        """Be ready for captures like this one."""
+
     def hold(self, capture: Capture) -> bool:
         """Keep a capture in memory, for when this process dies; False where that is not done."""
         return False
@@ -142,10 +148,15 @@ class Saver:
         """Have the newest capture saved that was only kept in memory, if it is the newest."""
         return None
 
-    def settle(self, key: Key, seconds: float) -> bool:
+    def pending(self) -> Key | None:
+        """The newest capture, where it was given to be saved and its vote may still come."""
+        return None
+
+    def settle(self, key: Key, others: float, own: float = WAIT_SECONDS) -> bool:
         """On the way out: commit a capture once every rank has voted for it, whichever rank this
-        is, for the first may be gone. False where some have not after so long."""
-        deadline = time.monotonic() + seconds
+        is, for the first may be gone. False where the others have not after so many seconds, or
+        this one, where its vote is to come yet, after `own`."""
+        deadline = time.monotonic() + others
         sequence = Sequence(self.run.sequence)
         while not self._is_committed(key, sequence.read()):
             try:

@@ -22,12 +22,13 @@ StoredTensors = Mapping[str, tuple[torch.Tensor, str, tuple[int, ...]]]
 _KEY = re.compile(r"\[(?:'([^']*)'|\"([^\"]*)\"|([^\]]*))\]")
 
 
-def leaf_into(tensors: dict[str, TensorData]) -> plain.Leaf:
-    """A leaf that puts tensors into `tensors`, under the name that their path gives them."""
+def leaf_into(tensors: dict[str, TensorData], *, far: bool = False) -> plain.Leaf:
+    """A leaf that puts tensors into `tensors`, under the name that their path gives them. `far`:
+    those of a device may stay there."""
 
     def leaf(value: Any, path: str) -> tuple[str, Any]:
         if isinstance(value, torch.Tensor):
-            name = _keep(memory.tensor_data(value, path), path)
+            name = _keep(memory.tensor_data(value, path, far=far), path)
             return "tensor", [name, str(value.device), memory.strides_of(value)]
         if isinstance(value, torch.Size):
             return "size", list(value)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import ctypes
 import sys
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
@@ -18,8 +18,34 @@ from walrecover.plain import Unstorable
 from walrecover.shards import TensorData
 
 
-def tensor_data(tensor: torch.Tensor, path: str) -> TensorData:
-    """The bytes of a tensor, contiguous in host memory. Copies only what is not so already.
+class Far(NamedTuple):
+    """What owns bytes that lie on a device, at an address of its own.
+
+    `source` is contiguous, `tensor` what it was made of. `steady`: only an optimizer's step changes
+    it.
+    """
+
+    source: torch.Tensor
+    tensor: torch.Tensor
+    steady: bool = False
+
+
+def is_far(tensor: torch.Tensor) -> bool:
+    """Whether its bytes lie on a device that copies them by itself."""
+    return tensor.is_cuda
+
+
+def near(data: TensorData) -> TensorData:
+    """The same bytes in host memory; waits for the device."""
+    if not isinstance(data.owner, Far):
+        return data
+    host = data.owner.source.cpu()
+    return data._replace(address=host.data_ptr(), owner=(host, data.owner.tensor))
+
+
+def tensor_data(tensor: torch.Tensor, path: str, *, far: bool = False) -> TensorData:
+    """The bytes of a tensor, contiguous in host memory; where `far` may be, on their device. Copies
+    only what is not so already.
 
     Raises Unstorable for tensors that have no plain storage (sparse, quantized, sharded, meta, or
     of a lazy module that has not seen a batch).
@@ -37,13 +63,15 @@ def tensor_data(tensor: torch.Tensor, path: str) -> TensorData:
         raise Unstorable(f"{path} is a {detached.layout} tensor: attach it as dense tensors")
     if detached.device.type == "meta":
         raise Unstorable(f"{path} is on the meta device and has no bytes")
-    host = detached.resolve_conj().resolve_neg().cpu().contiguous()
+    plain = detached.resolve_conj().resolve_neg()
+    stays = far and is_far(plain)
+    source = (plain if stays else plain.cpu()).contiguous()
     return TensorData(
-        str(host.dtype).removeprefix("torch."),
-        tuple(host.shape),
-        host.data_ptr(),
-        host.numel() * host.element_size(),
-        (host, tensor),
+        str(source.dtype).removeprefix("torch."),
+        tuple(source.shape),
+        source.data_ptr(),
+        source.numel() * source.element_size(),
+        Far(source, tensor) if stays else (source, tensor),
     )
 
 

@@ -102,8 +102,9 @@ class Attached:
             ]
         )
 
-    def capture(self) -> State:
-        """The state now. Tensors point into living memory: use them before training goes on."""
+    def capture(self, *, far: bool = False) -> State:
+        """The state now. Tensors point into living memory: use them before training goes on. `far`:
+        those of a device point there (`memory.Far`)."""
         tree: dict[str, Any] = {}
         tensors: dict[str, TensorData] = {}
         shared: set[str] = set()
@@ -112,12 +113,30 @@ class Attached:
             kind = self.kinds[name]
             tree[name] = {
                 "kind": kind,
-                "state": plain.to_tree(state_of(value, kind), name, leaf_into(tensors)),
+                "state": plain.to_tree(state_of(value, kind), name, leaf_into(tensors, far=far)),
             }
             if name in self._led:
                 tree[name]["led"] = True
             shared |= self.replicated(name, value, set(tensors) - before)
-        return State(tree, tensors, frozenset(shared))
+        return State(tree, self._steadied(tensors) if far else tensors, frozenset(shared))
+
+    def _steadied(self, tensors: dict[str, TensorData]) -> dict[str, TensorData]:
+        """With those of a device marked that only a step of an optimizer changes."""
+        steady = {
+            part.data_ptr()
+            for optimizer in self.optimizers
+            for part in (
+                *(parameter for group in optimizer.param_groups for parameter in group["params"]),
+                *(v for s in optimizer.state.values() for v in s.values()),
+            )
+            if isinstance(part, torch.Tensor)
+        }
+        return {
+            name: data._replace(owner=data.owner._replace(steady=True))
+            if isinstance(data.owner, memory.Far) and data.address in steady
+            else data
+            for name, data in tensors.items()
+        }
 
     def replicated(self, name: str, value: Any, names: set[str]) -> set[str]:
         if not self._shared:

@@ -25,6 +25,7 @@ from torch.optim.lr_scheduler import MultiStepLR
 from torch.utils.data import DataLoader, Dataset
 
 import walrecover
+from tests.support.waiting import last_commit, wait_until
 from walrecover import failpoints
 
 from .toy import accuracy, network, samples, seed
@@ -114,12 +115,14 @@ def training(at: int, where: str, epochs: int = 3, workers: int = 0) -> dict[str
     return {"tokens": seen.tokens}
 
 
-def signalled(at: int, number: int) -> dict[str, Any]:
-    """The same, signalled in the forward of a step rather than failing."""
+def signalled(at: int, number: int, committed: int = 0) -> dict[str, Any]:
+    """The same, signalled in the forward of a step rather than failing, once so much is
+    committed."""
 
     def send(fuse: Fuse, where: str) -> None:
         if not HEALED.exists() and fuse.making == at and where == "forward":
             HEALED.touch()
+            wait_until(lambda: last_commit() >= committed)
             os.kill(os.getpid(), signal.Signals(number))
 
     Fuse.reaches = send  # type: ignore[method-assign, assignment]
@@ -142,7 +145,7 @@ def recorded(at: int, where: str) -> None:
 def refused(at: int, where: str) -> dict[str, Any]:
     """The disk refuses the third snapshot."""
     if not HEALED.exists():
-        failpoints.arm("shards.tensors.written:enospc:3")
+        os.environ[failpoints.ENVIRONMENT] = "shards.tensors.written:enospc:3"  # for its saver
     return training(at, where)
 
 
