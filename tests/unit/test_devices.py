@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from walrecover.torch_adapter.devices import DeviceCopies, Move, host, when_done
+from walrecover.torch_adapter.devices import Copy, DeviceCopies, Move, Torn, host, when_done
 
 
 class FakeEvent:
@@ -52,6 +52,9 @@ class FakeStream:
         event = FakeEvent()
         event.record(other)
         self.wait_event(event)
+
+    def synchronize(self) -> None:
+        raise NotImplementedError
 
 
 class FakeDevice:
@@ -114,6 +117,10 @@ class Training:
         real, self.optimizer.param_groups[0]["params"] = self.weight, []
         self.optimizer.step()
         self.optimizer.param_groups[0]["params"] = [real]
+        self.replay()
+
+    def replay(self) -> None:
+        """As a CUDA graph that holds an optimizer's step: no hook sees it."""
         self.device.current_stream().add(lambda: self.weight.data.sub_(1.0))
 
     def captured(self) -> tuple[list[float], list[int]]:
@@ -123,20 +130,23 @@ class Training:
         )
 
 
+@pytest.mark.parametrize("seen", [True, False])
 @pytest.mark.parametrize("seed", range(40))
-def test_a_capture_is_the_state_of_its_boundary_in_any_order_of_the_queues(seed: int) -> None:
+def test_a_capture_is_the_state_of_its_boundary_in_any_order_of_the_queues(
+    seed: int, seen: bool
+) -> None:
     steps = 1 + seed % 3
     training = Training()
-    copies = DeviceCopies(training.device)
+    copies = DeviceCopies(training.device, 0)
     try:
         for _ in range(steps):
             training.forward()
-            training.step()
+            training.step() if seen else training.replay()
         expected = [1.0 - steps, 2.0 - steps], [10 + steps, 20 + steps]
-        copies.begin(training.moves())
+        copies.begin(training.moves(), steps)
         for _ in range(2):
             training.forward()
-            training.step()
+            training.step() if seen else training.replay()
         training.device.run(random.Random(seed))
         assert training.captured() == expected
         assert training.weight.tolist() == [-1.0 - steps, 0.0 - steps]
@@ -144,7 +154,9 @@ def test_a_capture_is_the_state_of_its_boundary_in_any_order_of_the_queues(seed:
         copies.close()
 
 
-@pytest.mark.parametrize("left_out", ["buffers", "parameters", "what came before"])
+@pytest.mark.parametrize(
+    "left_out", ["buffers", "parameters", "what came before", "steps that nobody sees"]
+)
 def test_without_a_wait_some_order_tears_the_capture(
     left_out: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -153,24 +165,25 @@ def test_without_a_wait_some_order_tears_the_capture(
 
     def torn(seed: int) -> bool:
         training = Training()
-        copies = DeviceCopies(training.device)
+        copies = DeviceCopies(training.device, 0)
         training.forward()
+        training.step()
         if left_out == "what came before":
             monkeypatch.setattr(FakeStream, "wait_stream", lambda *_: None)
         if left_out == "buffers":
             monkeypatch.setattr(FakeStream, "wait_event", lambda *_: None)
             # `wait_stream` waits by an event of its own: that one stays.
             monkeypatch.setattr(FakeStream, "wait_stream", lambda s, o: _wait(s, o, wait))
-        copies.begin(training.moves())
+        copies.begin(training.moves(), 1)
         monkeypatch.setattr(FakeStream, "wait_event", wait)
         if left_out == "parameters":
-            monkeypatch.setattr(copies, "_fence", None)
+            monkeypatch.setattr(copies, "_copy", None)
         training.forward()
-        training.step()
+        training.replay() if left_out == "steps that nobody sees" else training.step()
         training.device.run(random.Random(seed))
         copies.close()
         monkeypatch.undo()
-        return training.captured() != ([1.0, 2.0], [11, 21])
+        return training.captured() != ([0.0, 1.0], [11, 21])
 
     assert any(torn(seed) for seed in range(60))
 
@@ -183,8 +196,9 @@ def _wait(stream: FakeStream, other: FakeStream, wait: Callable[..., None]) -> N
 
 def test_training_waits_for_buffers_only_until_an_optimizer_steps() -> None:
     training = Training()
-    copies = DeviceCopies(training.device)
-    copies.begin(training.moves())
+    copies = DeviceCopies(training.device, 0)
+    training.step()
+    copies.begin(training.moves(), 1)
     main, side = training.device.streams
     before = len(main.queue)
     training.forward()
@@ -199,16 +213,49 @@ def test_training_waits_for_buffers_only_until_an_optimizer_steps() -> None:
     assert len(main.queue) == before + 5
 
 
+def test_a_parameter_that_the_script_moves_meanwhile_is_found_and_from_then_on_waited_for() -> None:
+    """As where weights are normalised before each forward pass."""
+    training = Training()
+    copies = DeviceCopies(training.device, 0)
+    training.step()
+    copy = copies.begin(training.moves(), 1)
+    with torch.no_grad():
+        training.weight.mul_(2.0)
+    heard: list[Exception] = []
+    thread = when_done([copy], lambda: heard.append(AssertionError()), heard.append)
+    training.step()
+    training.device.run(random.Random(0))
+    thread.join(10)
+    (torn,) = heard
+    assert isinstance(torn, Torn)
+    assert "changed between the boundary and the optimizer's step" in str(torn)
+
+    again = copies.begin(training.moves(), 2)
+    expected = training.weight.tolist()
+    training.device.current_stream().add(lambda: training.weight.data.mul_(2.0))
+    training.step()
+    training.device.run(random.Random(1))
+    assert not again.is_torn()
+    assert training.captured()[0] == expected
+    copies.close()
+
+
+def copy_until(event: FakeEvent) -> Copy:
+    made = Copy([])
+    made.done = event
+    return made
+
+
 def test_the_slot_is_complete_once_the_copies_are_there_and_never_on_a_lost_device() -> None:
     said: list[Any] = []
     good, bad = FakeEvent(), FakeEvent()
     bad.error = RuntimeError("CUDA error: device lost")
-    waiting = when_done(good, lambda: said.append("done"), said.append)
+    waiting = when_done([copy_until(good)], lambda: said.append("done"), said.append)
     assert said == []
     good._happen()
     waiting.join(10)
     bad._happen()
-    when_done(bad, lambda: said.append("done"), said.append).join(10)
+    when_done([copy_until(bad)], lambda: said.append("done"), said.append).join(10)
     assert said == ["done", bad.error]
 
 

@@ -91,6 +91,11 @@ class Arena:
         slots, room = _read_head(fd, _SEALS)
         return cls(fd, _map(fd, PAGE + slots * room), slots, room)
 
+    @property
+    def address(self) -> int:
+        """Where its `bytes` lie; 0 once it is closed."""
+        return self._base
+
     def touch(self) -> None:
         """Have the kernel give all of the memory now: later each new page would cost a capture
         four times what a copy does. Before the first capture; takes a while, and lets other

@@ -7,15 +7,16 @@ out. Where memory is short, or no saver stays alive, captures are written as wit
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import msgspec
 
 from walrecover import events as ev
 from walrecover import snapshot
-from walrecover.arena.filling import Filling
 from walrecover.arena.layout import Header, regions
 from walrecover.arena.memory import Arena
 from walrecover.arena.slots import Slot, TooLarge
@@ -25,8 +26,10 @@ from walrecover.errors import Corrupt, Fenced, StorageFailed
 from walrecover.processes import identity
 from walrecover.saver import messages as msg
 from walrecover.saver.client import Saver as Process
+from walrecover.session.copying import Copying
 from walrecover.session.saving import GIVING_UP_SECONDS, WAIT_SECONDS, Saver
 from walrecover.snapshot import Capture
+from walrecover.torch_adapter.memory import near
 
 SAVERS = 4
 """Processes that one attempt's captures are given to, before it goes on without."""
@@ -49,7 +52,7 @@ class Background(Saver):
         super().__init__(**settings)
         self._slots, self._supervisor = slots, supervisor
         self._arena: Arena | None = None
-        self._filling: Filling | None = None
+        self._copying: Copying | None = None
         self._process: Process | None = None
         self._processes = 0
         self._refused = self._idle_now = False
@@ -78,10 +81,12 @@ class Background(Saver):
     def save(self, capture: Capture, *, finished: bool = False, lone: bool = False) -> bool:
         """Give a capture to the saver; waits until the one before is saved."""
         if not self._is_ready(capture) or not self._fill(capture, wanted=True, finished=finished):
-            return not self.failed and super().save(capture, finished=finished, lone=lone)
+            if self.failed:
+                return False
+            tensors = {name: near(tensor) for name, tensor in capture.tensors.items()}
+            here = capture._replace(tensors=tensors)
+            return super().save(here, finished=finished, lone=lone)
         self.tried = Key(capture.step, capture.end)
-        self._idle_now = False
-        self._tell(msg.Captured())
         return True
 
     def hold(self, capture: Capture) -> bool:
@@ -105,6 +110,8 @@ class Background(Saver):
         return self.tried
 
     def _newest_held(self) -> tuple[Slot, Header] | None:
+        if self._copying is not None:
+            self._copying.finish()
         slots = self._arena.slots if self._arena is not None else ()
         found = [(s, h) for s in slots if (h := s.seen().judged.header) is not None]
         newest = max(found, key=lambda one: one[1].generation, default=None)
@@ -126,14 +133,21 @@ class Background(Saver):
         return self.journal.await_committed(lsn, seconds)
 
     def _put(self, capture: Capture, lsn: int, *, wanted: bool, finished: bool) -> bool:
+        if self._copying is not None:
+            self._copying.finish()
         slot = self._free_slot(wait=wanted)
-        if slot is None or self._filling is None:
+        if slot is None or self._copying is None:
             return False
         fields = {name: getattr(capture, name) for name in _FIELDS}
         fields |= {"lsn": lsn, "finished": finished}
         try:
-            self._filling.fill(
-                slot, capture.tensors, capture.shared, fields, capture.tree, wanted=wanted
+            self._copying.fill(
+                slot,
+                capture,
+                fields,
+                wanted=wanted,
+                done=self._captured if wanted else lambda: None,
+                lost=partial(self._lose, Key(capture.step, capture.end), wanted),
             )
         except TooLarge as error:
             if not self._has_grown(error):
@@ -142,11 +156,26 @@ class Background(Saver):
         self._filled_lsn = lsn
         return True
 
+    def _captured(self) -> None:
+        """A slot that is to go to disk is complete. (From a device: in another thread.)"""
+        self._idle_now = False
+        self._tell(msg.Captured())
+
+    def _lose(self, key: Key, wanted: bool, reason: str) -> None:
+        """A slot could not be filled."""
+        self.say(f"the capture of step {key.step} was abandoned: {reason}")
+        if wanted:
+            self.abandoned[key] = reason
+            with contextlib.suppress(StorageFailed):
+                self.journal.append(
+                    ev.SnapshotAbandoned(at=time.time(), step=key.step, end=key.end, reason=reason)
+                )
+
     def _free_slot(self, *, wait: bool) -> Slot | None:
         """To `wait` for: also until the capture before that is to go to disk is saved, for two such
         would leave no slot to keep steps in memory."""
-        while self._process is not None and self._filling is not None and self._is_served:
-            slot = self._filling.free_slot(saver_lives=self._process.lives)
+        while self._process is not None and self._copying is not None and self._is_served:
+            slot = self._copying.free_slot(saver_lives=self._process.lives)
             if not wait or (slot is not None and not self._is_behind()):
                 return slot
             self._tell(msg.Hurry())
@@ -182,7 +211,7 @@ class Background(Saver):
         try:
             self._arena = Arena.create(self._slots, room)
             self._arena.touch()
-            self._filling = Filling(self._arena, self.rank)
+            self._copying = Copying(self._arena, self.rank, self.say)
             self._hire()
         except (StorageFailed, OSError) as error:
             self._refuse(str(error))
@@ -239,12 +268,15 @@ class Background(Saver):
         self.journal.append(ev.ArenaRefused(at=time.time(), reason=reason))
 
     def _let_go(self, fails: bool = False) -> None:
+        if self._copying is not None:
+            self._copying.close()
+            self._copying = None
         if self._process is not None:
             self._process.close(heirs=self._leaves_heirs, fails=fails)
             self._process = None
         if self._arena is not None:
             self._arena.close()
-            self._arena = self._filling = None
+            self._arena = None
 
     # -- what the saver says --------------------------------------------------------------------
 
@@ -344,6 +376,8 @@ class Background(Saver):
 
     def drain(self) -> None:
         super().drain()
+        if self._copying is not None:
+            self._copying.finish()
         deadline = time.monotonic() + WAIT_SECONDS
         self._tell(msg.Hurry())
         while self._process is not None and self._process.lives and not self._idle_now:

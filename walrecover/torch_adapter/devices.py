@@ -1,10 +1,14 @@
-"""Copying a state from a device into a slot, beside the training and fenced from it.
+"""Copying a state from devices into a slot, beside the training and fenced from it.
 
 Owns the order of the queues. The copies run on a stream of their own. What the next forward pass
 may write (buffers, and whatever is no parameter) is copied first, and training's own stream waits
 for it at once; parameters and the optimizers' state are copied behind that, and training's stream
 waits for them just before an optimizer's step. The host waits for neither: a thread does, and then
 the slot is complete.
+
+Two things could tear such a capture. Where an optimizer's step cannot be seen (it is part of a
+CUDA graph that is replayed), training's stream waits for everything at once. What the script itself
+changes between a boundary and the step behind it is found by the tensors' versions.
 
 `Device` is the little that is needed of torch.cuda, so that the order is tested without one.
 """
@@ -21,6 +25,8 @@ import torch
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from walrecover.errors import StorageFailed
+from walrecover.shards import TensorData
+from walrecover.torch_adapter.memory import Far
 
 _cuda: Any = torch.cuda
 
@@ -35,6 +41,7 @@ class Event(Protocol):
 class Stream(Protocol):
     def wait_stream(self, stream: Any) -> object: ...
     def wait_event(self, event: Any) -> object: ...
+    def synchronize(self) -> object: ...
 
 
 class Device(Protocol):
@@ -48,14 +55,17 @@ class Device(Protocol):
 
 
 class Cuda:
-    """torch.cuda, as a `Device`."""
+    """One device of torch.cuda, as a `Device`."""
+
+    def __init__(self, index: int | None) -> None:
+        self._index = index
 
     def current_stream(self) -> Stream:
-        stream: Stream = _cuda.current_stream()
+        stream: Stream = _cuda.current_stream(self._index)
         return stream
 
     def new_stream(self) -> Stream:
-        stream: Stream = _cuda.Stream()
+        stream: Stream = _cuda.Stream(self._index)
         return stream
 
     def on(self, stream: Any) -> AbstractContextManager[object]:
@@ -109,28 +119,66 @@ class Move(NamedTuple):
     steady: bool
 
 
-class DeviceCopies:
-    """The copies of one device. `close` ends the fence."""
+class Copy:
+    """Copies under way, of which `moves` are read while training goes on. `done` tells when all are
+    there; `is_torn`, whether what only an optimizer's step may change was changed meanwhile."""
 
-    def __init__(self, device: Device) -> None:
+    def __init__(self, moves: Sequence[Move]) -> None:
+        self._lock = threading.Lock()
+        self._versions = [(m.source, _version(m.source)) for m in moves if m.steady]
+        self._torn: bool | None = None
+        self.done: Event
+
+    def is_torn(self) -> bool:
+        """Asked before whoever may change it goes on, or when all is copied: the first time tells,
+        whichever thread asks."""
+        with self._lock:
+            if self._torn is None:
+                self._torn = any(_version(source) != seen for source, seen in self._versions)
+                self._versions = []
+            return self._torn
+
+
+def _version(tensor: torch.Tensor) -> int:
+    """How often it was changed in place. (An inference tensor does not count.)"""
+    return 0 if tensor.is_inference() else tensor._version
+
+
+class DeviceCopies:
+    """The copies of one device, from global step `step` on. `close` ends the fence."""
+
+    def __init__(self, device: Device, step: int) -> None:
         self._device = device
         self._side = device.new_stream()
-        self._fence: Event | None = None
+        self._copy: Copy | None = None
+        self._last: Copy | None = None
+        self._was_torn = False
+        self._seen, self._step = 0, step
         self._hook = register_optimizer_step_pre_hook(self._before_step)
 
-    def begin(self, moves: Sequence[Move]) -> Event:
-        """Queue the copies, behind all that training has queued so far. Returns what tells that
-        they are done. Training may go on at once; state that anything but an optimizer's step
-        changes must not be `steady`."""
+    def begin(self, moves: Sequence[Move], step: int) -> Copy:
+        """Queue the copies of the state behind step `step`, behind all that training has queued so
+        far. Training may go on at once; state that anything but an optimizer's step changes must
+        not be `steady`."""
         device, side = self._device, self._side
         training = device.current_stream()
+        overlaps = self._sees_steps(step)
         side.wait_stream(training)
+        copy = Copy(moves if overlaps else ())
         with device.on(side):
             soon = self._queue([move for move in moves if not move.steady])
-            last = self._queue([move for move in moves if move.steady])
-        training.wait_event(soon)
-        self._fence = last
-        return last
+            copy.done = self._queue([move for move in moves if move.steady])
+        training.wait_event(soon if overlaps else copy.done)
+        self._copy = self._last = copy
+        return copy
+
+    def _sees_steps(self, step: int) -> bool:
+        """Whether an optimizer's step was seen for every step that was made since the last time,
+        and nothing but such steps has ever torn a copy."""
+        made, seen = step - self._step, self._seen
+        self._step, self._seen = step, 0
+        self._was_torn = self._was_torn or (self._last is not None and self._last.is_torn())
+        return 0 < made <= seen and not self._was_torn
 
     def _queue(self, moves: Collection[Move]) -> Event:
         for move in moves:
@@ -142,26 +190,88 @@ class DeviceCopies:
     def fence(self) -> None:
         """What is queued from here on may change everything: called before an optimizer's step, and
         to be called before a state is restored."""
-        fence, self._fence = self._fence, None
-        if fence is not None:
-            self._device.current_stream().wait_event(fence)
+        copy, self._copy = self._copy, None
+        if copy is not None:
+            copy.is_torn()
+            self._device.current_stream().wait_event(copy.done)
 
     def _before_step(self, optimizer: Any, arguments: Any, keywords: Any) -> None:
+        self._seen += 1
         self.fence()
+
+    def drain(self) -> None:
+        """Wait until nothing is under way any more."""
+        self._side.synchronize()
 
     def close(self) -> None:
         self._hook.remove()
         self.fence()
 
 
+class Devices:
+    """The copies of all devices that a state lies on, into memory that they reach by themselves."""
+
+    def __init__(
+        self,
+        address: int,
+        nbytes: int,
+        say: Callable[[str], object],
+        device: Callable[[int | None], Device] = Cuda,
+    ) -> None:
+        self._device = device
+        self._copies: dict[int | None, DeviceCopies] = {}
+        self._pinned: Pinned | None = None
+        try:
+            self._pinned = Pinned(address, nbytes)
+        except StorageFailed as error:  # the copies wait for the host, then, and are right
+            say(str(error))
+
+    def begin(self, moves: Sequence[tuple[int, TensorData]], step: int) -> list[Copy]:
+        """Queue the copies of a state behind step `step`, whose tensors are all `Far`."""
+        by_device: dict[int | None, list[Move]] = {}
+        for to, tensor in moves:
+            assert isinstance(tensor.owner, Far)
+            source, _, steady = tensor.owner
+            by_device.setdefault(source.device.index, []).append(Move(to, source, steady))
+        found = []
+        for index, some in by_device.items():
+            if index not in self._copies:
+                self._copies[index] = DeviceCopies(self._device(index), step)
+            found.append(self._copies[index].begin(some, step))
+        return found
+
+    def drain(self) -> None:
+        for copies in self._copies.values():
+            copies.drain()
+
+    def close(self) -> None:
+        """Nothing must be under way any more."""
+        for copies in self._copies.values():
+            copies.close()
+        if self._pinned is not None:
+            self._pinned.close()
+
+
+class Torn(Exception):
+    """A state that was changed while it was copied."""
+
+
 def when_done(
-    event: Event, done: Callable[[], object], failed: Callable[[Exception], object]
+    copies: Collection[Copy], done: Callable[[], object], failed: Callable[[Exception], object]
 ) -> threading.Thread:
-    """Call one of these, in a thread of its own: the copies are there, or the device is gone."""
+    """Call one of these, in a thread of its own: the copies are there, or the device is gone, or
+    what was copied is not one state."""
 
     def wait() -> None:
         try:
-            event.synchronize()
+            for copy in copies:
+                copy.done.synchronize()
+            if any(copy.is_torn() for copy in copies):
+                raise Torn(
+                    "a parameter, or an optimizer's state, was changed between the boundary and "
+                    "the optimizer's step, while it was copied from the device; from here on "
+                    "training waits for these copies"
+                )
         except Exception as error:  # torch has its own for a device that is gone
             failed(error)
         else:
