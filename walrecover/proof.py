@@ -58,6 +58,7 @@ class Proof:
         self.diverged: ResumeDiverged | None = None
         self.unlike = ""
         self._passed = False
+        self._awaited: set[int] = set()
 
     def restored_other(self, found: Difference) -> ResumeDiverged | None:
         """The state given back is not the one that was saved."""
@@ -94,8 +95,14 @@ class Proof:
         one = next(found, None)
         return self._diverge(step, one, past.attempt) if one else None
 
+    def expects(self, step: int) -> None:
+        """The whole state of a step is being captured: it will be told, or that there is none."""
+        if step in self.past:
+            self._awaited.add(step)
+
     def captured(self, step: int, state: Mapping[str, bytes]) -> ResumeDiverged | None:
-        """The whole state of a step was captured."""
+        """The whole state of a step was captured; empty where that came to nothing."""
+        self._awaited.discard(step)
         past = self.past.get(step)
         if past is None or self._is_told or not self.ground.states:
             return None
@@ -133,7 +140,7 @@ class Proof:
     @property
     def is_over(self) -> bool:
         """Whether nothing is left to compare: what belongs to the last step comes behind it."""
-        return self._is_told or self._passed or not self.past
+        return self._is_told or not self.past or (self._passed and not self._awaited)
 
     def verdict(self, missing: str = "") -> Verdict:
         """What is known now. `missing`: why there is less of the past than there was."""

@@ -92,7 +92,7 @@ def test_fewer_epochs_than_last_time_do_nothing(trial: Start) -> None:
 
 def test_fewer_epochs_than_the_snapshot_lies_in_are_an_error(trial: Start) -> None:
     killed = trial("odd:epochs")
-    assert killed.run((8, "step", KILL), count=3).status == KILLED  # in the third epoch
+    assert killed.run((8, "committed", KILL), count=3).status == KILLED  # in the third epoch
     before = commits(killed)
     status, output = killed.run(count=2)
     assert status == 1

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 import walrecover
+from tests.support.waiting import last_commit, wait_until
 from walrecover import failpoints
 from walrecover.manifest import digest_of
 
@@ -33,4 +34,5 @@ def resume(steps: int, armed: str, result: str, die: bool) -> None:
         optimizer.step()
         run.step(loss=loss)
     if die:
+        wait_until(lambda: last_commit() == steps)
         os.kill(os.getpid(), signal.SIGKILL)

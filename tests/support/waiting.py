@@ -15,6 +15,7 @@ from walrecover.entries import CommitEntry
 from walrecover.processes import is_alive
 from walrecover.rundir import RunDir, list_runs
 from walrecover.saver.messages import Assignment
+from walrecover.saver.offers import settled
 from walrecover.saver.roll import MODULE
 from walrecover.sequence import Sequence
 
@@ -22,19 +23,21 @@ Found = TypeVar("Found")
 
 
 def await_savers(folder: Path) -> None:
-    """Until nobody saves anything below this folder any more for a training that has ended."""
-    wait_until(lambda: not any(str(folder) in one.root for one in _bereaved()))
+    """Until nobody saves anything below this folder any more for a training that has ended. Who
+    only offers what is saved, to the next attempt, is not waited for."""
+    wait_until(lambda: not any(Path(run.root).is_relative_to(folder) for run in _bereaved()))
 
 
-def _bereaved() -> Iterator[Assignment]:
-    """What savers on this machine are at work on whose training process is gone."""
+def _bereaved() -> Iterator[RunDir]:
+    """The runs for which savers on this machine are at work whose training process is gone."""
     for line in Path("/proc").glob("[0-9]*/cmdline"):
         with contextlib.suppress(OSError, msgspec.DecodeError):
             words = line.read_bytes().split(b"\0")[:-1]
             if MODULE.encode() in words:
                 given = msgspec.json.decode(words[-1], type=Assignment)
-                if is_alive(given.trainer) is False:
-                    yield given
+                run = RunDir(Path(given.root), given.run)
+                if is_alive(given.trainer) is False and not settled(run, [int(line.parent.name)]):
+                    yield run
 
 
 def wait_until(true: Callable[[], Found], seconds: float = 60.0, pause: float = 0.001) -> Found:

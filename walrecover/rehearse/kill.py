@@ -130,7 +130,7 @@ class Killer:
     def _wait_for(self, kill: Kill, attempt: Attempt, rank: int, beat: Reading) -> bool:
         """Wait for the drawn part of the step or snapshot that the rank is in; False where that
         is none to kill in."""
-        inside = kill.aim == "snapshot" and beat.step < kill.until
+        inside = self._aims_inside(kill, beat)
         if inside and not self._is_in_snapshot(attempt, beat):
             return False
         timing, began = self._timing, time.monotonic()
@@ -143,6 +143,10 @@ class Killer:
                 return now
             time.sleep(HOT_SECONDS)
         return True
+
+    @staticmethod
+    def _aims_inside(kill: Kill, beat: Reading) -> bool:
+        return kill.aim == "snapshot" and beat.step < kill.until
 
     def _is_in_snapshot(self, attempt: Attempt, beat: Reading) -> bool:
         return beat.phase == "snapshot" or bool(self._performance.saving(attempt.nonce))
@@ -175,6 +179,8 @@ class Killer:
         if not self._is_near(before, floor):
             return None
         saving = self._performance.saving(attempt.nonce)
+        if self._aims_inside(kill, before) and before.phase != "snapshot" and not saving:
+            return None  # it was committed in this moment
         at = time.time()
         if not tree.kill(victim.process):
             return None

@@ -71,7 +71,11 @@ def draw(kills: int, seed: int, steps: int, every: Every) -> tuple[Kill, ...]:
     edges = [1 + part * (steps - 1) // kills for part in range(kills + 1)]
     parts = [range(low, high) for low, high in pairwise(edges)]
     inside = _choose_inside(chance, [_snapshots(part, every) for part in parts], every)
-    drawn = [chance.choice(inside.get(index, part)) for index, part in enumerate(parts)]
+    # Where it can be had, a snapshot is left for another try.
+    drawn = [
+        chance.choice(inside[index][:-1] or inside[index] if index in inside else part)
+        for index, part in enumerate(parts)
+    ]
     return tuple(
         Kill(
             step=step,

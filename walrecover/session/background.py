@@ -166,6 +166,7 @@ class Background(Saver):
         self.say(f"the capture of step {key.step} was abandoned: {reason}")
         if wanted:
             self.abandoned[key] = reason
+            self.noted(key.step, {})
             with contextlib.suppress(StorageFailed):
                 self.journal.append(
                     ev.SnapshotAbandoned(at=time.time(), step=key.step, end=key.end, reason=reason)
@@ -264,6 +265,8 @@ class Background(Saver):
         """Go on as without an arena."""
         self._refused = True
         self._let_go()
+        if self.tried is not None and self.tried != self._voted:
+            self.noted(self.tried.step, {})
         self.say(f"snapshots are written while training waits: {reason}")
         self.journal.append(ev.ArenaRefused(at=time.time(), reason=reason))
 
@@ -304,6 +307,7 @@ class Background(Saver):
                 self._follower.catch_up(self.journal.durable)
             case msg.Abandoned():
                 self.abandoned[Key(report.step, report.end)] = report.reason
+                self.noted(report.step, {})
                 self.say(f"the snapshot of step {report.step} was abandoned: {report.reason}")
             case msg.Said():
                 self.say(report.text)

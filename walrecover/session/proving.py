@@ -129,6 +129,10 @@ class Prover:
         """A step, in their order."""
         self._queue.put(event)
 
+    def expects(self, step: int) -> None:
+        """A step's state is being captured: its digests are noted later, or that there are none."""
+        self._queue.put(("expected", step, {}))
+
     def noted(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
         """ "scalars" that arrived, or the "state" of a capture."""
         self._queue.put((kind, step, values))
@@ -191,6 +195,8 @@ class Prover:
             if isinstance(item, StepCompleted):
                 proof.completed(item.step, facts_of(item, opening=self._opening))
                 self._opening = False
+            elif item[0] == "expected":
+                proof.expects(item[1])
             elif item[0] == "scalars":
                 proof.arrived(item[1], item[2])
             else:

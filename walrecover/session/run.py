@@ -241,6 +241,8 @@ class Run:
         the objects' own code.
         """
         captured: dict[str, Any] | None = self._record()
+        if self._prover.active:
+            self._saver.note_commits()  # a vote tells the digests of its state
         if self._saver.failed:
             raise self._saver.failed
         if self._prover.refusal:
@@ -320,9 +322,13 @@ class Run:
         self._saver.note_commits()
         moment = living(self._attached, position)
         capture = self._captures.of(key, moment, self._saver.committed_lsn)
+        if self._prover.active:
+            self._prover.expects(key.step)
         saved = self._saver.save(capture, finished=finished)
         if saved:
             self._last_key = key
+        else:
+            self._noted(key.step, {})
         self._clock = time.monotonic()
         self._pacer.stood_still(key, self._clock - began)
         self._beat.say("training", key.step)
