@@ -54,6 +54,17 @@ def test_a_rank_without_a_saver_is_waited_for_a_moment(tmp_path: Path, clock: li
     assert share.settle(lambda: {3}) is None and share.settled
 
 
+def test_a_saver_that_is_being_started_is_waited_for_longer(
+    tmp_path: Path, clock: list[float]
+) -> None:
+    """On a busy machine that takes its time."""
+    roll.announce(tmp_path, 1)
+    share = Estate(tmp_path, 0, 2)
+    share.settle(lambda: {3})
+    clock[0] += roll.STRANGER_SECONDS + 1
+    assert share.settle(lambda: {3}) is None and not share.settled
+
+
 def test_a_saver_that_lives_is_waited_for_longer(tmp_path: Path, clock: list[float]) -> None:
     roll.enrol(tmp_path, 1)  # this process stands in for it
     share = Estate(tmp_path, 0, 2)

@@ -14,11 +14,14 @@ import sys
 import time
 import weakref
 from collections.abc import Callable
+from pathlib import Path
 
 import msgspec
 
 from walrecover.arena.memory import Arena
+from walrecover.rundir import RunDir
 from walrecover.saver import messages as msg
+from walrecover.saver import roll
 
 
 class Saver:
@@ -28,6 +31,8 @@ class Saver:
         """Start it; `reports` says when it is ready. Raises OSError where no process begins."""
         self.pid: int | None = None
         self._pidfd = -1
+        run = RunDir(Path(assignment.root), assignment.run)
+        roll.announce(run.meeting(assignment.attempt, assignment.nonce), assignment.rank)
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         trainer = os.pidfd_open(os.getpid())
         fds = (theirs.fileno(), arena.fd, trainer)

@@ -22,7 +22,8 @@ from walrecover.saver.messages import Assignment
 MODULE = "walrecover.saver"
 
 STRANGER_SECONDS = 5.0
-"""A rank whose saver was not enrolled after so long has none: it died before its first boundary."""
+"""A rank whose saver was not announced after so long has none: it died before its first
+boundary."""
 
 
 def of_run(run: RunDir, pids: Callable[[], Iterable[int]]) -> set[int]:
@@ -74,6 +75,13 @@ def _assignment(run: RunDir, words: list[bytes]) -> Assignment | None:
     return given if (given.root, given.run) == (str(run.root), run.name) else None
 
 
+def announce(meeting: Path, rank: int) -> None:
+    """A saver for the rank is being started: it comes, however busy the machine is."""
+    with contextlib.suppress(OSError):
+        make_directory(meeting)
+        _path(meeting, rank).write_bytes(b"")
+
+
 def enrol(meeting: Path, rank: int) -> None:
     """This process is the rank's saver. Where that cannot be written, its votes are waited for."""
     with contextlib.suppress(OSError):
@@ -82,7 +90,7 @@ def enrol(meeting: Path, rank: int) -> None:
 
 
 def is_missing(meeting: Path, rank: int, waited: float) -> bool:
-    """Whether nothing will come of the rank's saver: it has ended, or there was none after so many
+    """Whether nothing will come of the rank's saver: it has ended, or none was announced in so many
     seconds."""
     never = waited > STRANGER_SECONDS and not _path(meeting, rank).exists()
     return never or is_gone(meeting, rank)
