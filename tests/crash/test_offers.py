@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -60,7 +61,16 @@ def killed(forks: Forks, run: RunDir, world: int = 1) -> SnapshotRef:
     ]
     assert {forks.wait(pid) for pid in pids} == {-signal.SIGKILL}
     wait_until(lambda: len(offers.settled(run, savers(run))) == world)
-    return candidates(run)[0]
+    base = candidates(run)[0]
+    # Settled is said first, and later what is offered: until then, that file is the saver's.
+    made = [wait_until(partial(_made, run, base, rank)) for rank in range(world)]
+    assert len(made) == world
+    return base
+
+
+def _made(run: RunDir, base: SnapshotRef, rank: int) -> Offer | None:
+    found = offer_of(run, base, rank)
+    return found if found.fd >= 0 or found.refused else None
 
 
 def offer_of(run: RunDir, base: SnapshotRef, rank: int = 0) -> Offer:
