@@ -143,11 +143,6 @@ def prepare() -> None:
     import psutil  # noqa: F401
 
 
-def pids() -> set[int]:
-    """Of all processes that are seen from here."""
-    return {int(name) for name in os.listdir("/proc") if name.isdigit()}
-
-
 def children() -> set[int]:
     """Our children, zombies included, by the kernel's own list.
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import os
 import signal
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -419,7 +418,7 @@ def test_it_yields_to_everybody_until_somebody_waits_for_it(training: Training) 
     training.train()
     training.await_report(msg.Committed, 1)
     training.await_report(msg.Idle)
-    wait_until(lambda: os.sched_getscheduler(pid) == os.SCHED_IDLE)
+    assert wait_until(lambda: os.sched_getscheduler(pid) == os.SCHED_IDLE)
 
 
 def test_who_is_waited_for_stands_among_the_others_where_that_is_allowed() -> None:
@@ -454,10 +453,7 @@ def test_nothing_is_left_of_many_beginnings_and_deaths(
         pids += notes.savers()
     for pid in pids:
         await_end(pid)
-    deadline = time.monotonic() + 10
-    while _holding(pids) and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert _holding(pids) == []
+    wait_until(lambda: not _holding(pids), 10.0)
     assert len(os.listdir("/proc/self/fd")) == before
     check_nothing_is_left(run)
 

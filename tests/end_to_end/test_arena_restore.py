@@ -155,12 +155,8 @@ def test_what_is_offered_is_what_was_saved_last_and_not_an_end_that_only_one_ran
     server: ForkServer, folder: Path, supervised: dict[str, str]
 ) -> None:
     pair = Pair(server, folder, "training", **supervised)
-    living, dead = pair.start({1: (15, "step", KILL)})
-    assert dead.wait() == KILLED
-    run = run_of(folder)
-    wait_until(lambda: list(run.snapshots.glob("*15-end*/rank-00000*")))
-    os.kill(living.pid, signal.SIGTERM)
-    assert living.wait() == 128 + signal.SIGTERM
+    pair.lose_one_at_the_end(15)
+    run = pair.directory
     settle(run)
     assert [ended.status for ended in pair.run()] == [0, 0]
     for rank in (0, 1):

@@ -20,7 +20,7 @@ from tests.support.attempt import KILL
 from tests.support.forkserver import ROOT, ForkServer
 from tests.support.trial import KILLED, Trial
 from tests.support.waiting import wait_until
-from walrecover import entries, events
+from walrecover import entries, events, failpoints
 from walrecover.processes import started_at
 from walrecover.rehearse.readout import read_events
 from walrecover.rundir import RunDir, list_runs
@@ -53,6 +53,13 @@ def savers(run: RunDir) -> set[int]:
 
 def savers_end(run: RunDir) -> None:
     wait_until(lambda: not savers(run))
+
+
+def is_stopped(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_STOPPED
+    except psutil.NoSuchProcess:
+        return False
 
 
 def last_steps(run: RunDir) -> dict[int, int]:
@@ -120,14 +127,31 @@ def test_of_two_ranks_one_is_killed_when_the_other_has_come_to_the_end(
 ) -> None:
     """Who waits for the other's part of the end, in vain, leaves what both have in memory."""
     pair = Pair(server, folder, "training", **MEMORY)
-    living, dead = pair.start({1: (15, "step", KILL)})
-    assert dead.wait() == KILLED
+    pair.lose_one_at_the_end(15)
+    savers_end(pair.directory)
+    assert committed(pair.directory)[-1:] == [14]
+
+
+def test_p4_a_restart_without_a_supervisor_waits_for_what_is_still_being_saved(
+    server: ForkServer, folder: Path
+) -> None:
+    """Its saver stands still: an attempt that did not wait for it would fence it off."""
+    trial = Trial(server, folder, "shapes:three_deep", {"WALRECOVER_EVERY": "3steps"})
+    dying = trial.start(env={failpoints.ENVIRONMENT: "saver.digested:stop"})
+    wait_until(lambda: list_runs(folder / ".walrecover"))
     run = run_of(folder)
-    wait_until(lambda: list(run.snapshots.glob("*15-end*/rank-00000*")))
-    os.kill(living.pid, signal.SIGTERM)
-    assert living.wait() == 128 + signal.SIGTERM
-    savers_end(run)
-    assert committed(run)[-1:] == [14]
+    wait_until(lambda: last_steps(run).get(1, 0) >= 6)  # and waits for its saver there
+    (saver,) = wait_until(lambda: set(filter(is_stopped, savers(run))))
+    os.kill(dying.pid, signal.SIGKILL)
+    assert dying.wait() == KILLED
+    second = trial.start()
+    try:
+        with pytest.raises(AssertionError, match="never came true"):
+            wait_until(lambda: len(bases(run)) > 1, seconds=2.0)
+    finally:
+        os.kill(saver, signal.SIGCONT)
+    assert second.wait() == 0
+    assert bases(run) == {1: 0, 2: 3}
 
 
 @pytest.mark.parametrize("where", ["forward", "backward", "loader", "between"])

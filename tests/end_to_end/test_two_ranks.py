@@ -18,7 +18,7 @@ import pytest
 from tests.support.attempt import KILL
 from tests.support.forkserver import ROOT, Child, ForkServer
 from tests.support.trial import KILLED, Ended, Trial
-from tests.support.waiting import await_savers
+from tests.support.waiting import await_savers, wait_until
 from walrecover import entries, events
 from walrecover.rehearse.readout import read_events
 from walrecover.rundir import RunDir, list_runs
@@ -72,16 +72,30 @@ class Pair:
         outputs = [(self.folder / f"output-{rank.attempts}").read_text() for rank in self.ranks]
         return [Ended(status[n], outputs[n]) for n in range(2)]
 
+    def lose_one_at_the_end(self, last: int) -> None:
+        """The second rank is killed in the last step; the first is told to stop once it has saved
+        its part of the end."""
+        living, dead = self.start({1: (last, "step", KILL)})
+        assert dead.wait() == KILLED
+        part = f"*{last}-end*/rank-00000*"
+        wait_until(lambda: list(self.directory.snapshots.glob(part)))
+        os.kill(living.pid, TERM)
+        assert living.wait() == 128 + TERM
+
     def results(self) -> list[Any]:
         return results(self.folder)
 
     def losses(self) -> list[dict[int, set[str]]]:
         return [rank.losses(f"steps-{n}") for n, rank in enumerate(self.ranks)]
 
-    def commits(self) -> list[entries.SnapshotRef]:
+    @property
+    def directory(self) -> RunDir:
         root = self.folder / ".walrecover"
         (name,) = list_runs(root)
-        found = Sequence(RunDir(root, name).sequence).read()
+        return RunDir(root, name)
+
+    def commits(self) -> list[entries.SnapshotRef]:
+        found = Sequence(self.directory.sequence).read()
         return [commit.snapshot for commit in entries.commits(found)]
 
 

@@ -160,6 +160,8 @@ def test_steps_that_are_no_ranks_move_no_attempt(tmp_path: Path) -> None:
     run.append(theirs, [ev.StepCompleted(at=40.0, step=259)])
     readmodels.catch_up(finder, follower)
     readmodels.agrees(path, run.run)
+    (row,) = readmodels.rows(path, "SELECT last_step FROM attempts WHERE number = 1")
+    assert row["last_step"] == 7
     follower.close()
     readmodel.close()
     for journal in run.journals.values():

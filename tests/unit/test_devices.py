@@ -54,7 +54,10 @@ class FakeStream:
         self.wait_event(event)
 
     def synchronize(self) -> None:
-        raise NotImplementedError
+        while self.queue:
+            may, work = self.queue.pop(0)
+            assert may(), "it waits for another stream"
+            work()
 
 
 class FakeDevice:

@@ -76,9 +76,10 @@ def _assignment(run: RunDir, words: list[bytes]) -> Assignment | None:
 
 
 def announce(meeting: Path, rank: int) -> None:
-    """A saver for the rank is being started: it comes, however busy the machine is."""
+    """A saver for the rank is being started: it comes, however busy the machine is. By its training
+    process, which waits for no disk."""
     with contextlib.suppress(OSError):
-        make_directory(meeting)
+        meeting.mkdir(mode=0o700, exist_ok=True)
         _path(meeting, rank).write_bytes(b"")
 
 

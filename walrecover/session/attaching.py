@@ -23,7 +23,7 @@ from walrecover.errors import BadInput, Fenced, Mismatch, WalrecoverError
 from walrecover.failpoints import failpoint
 from walrecover.files import create_if_absent, make_directory, storage
 from walrecover.journal import Journal
-from walrecover.processes import identity, pids, watch_supervisor
+from walrecover.processes import identity, watch_supervisor
 from walrecover.rundir import RunDir, find_root
 from walrecover.saver import offers, roll
 from walrecover.sequence import Sequence
@@ -343,8 +343,10 @@ def _await_savers(run: RunDir) -> None:
     be fenced off by it."""
     if model.newest_attempt(Sequence(run.sequence).read()) is None:
         return
+    import psutil  # only now: what begins anew has no use for it
+
     deadline = time.monotonic() + SAVING_SECONDS
-    while savers := roll.bereaved(run, pids):
+    while savers := roll.bereaved(run, psutil.pids):
         if not savers - offers.settled(run, savers) or time.monotonic() > deadline:
             return
         time.sleep(LOOK_SECONDS)

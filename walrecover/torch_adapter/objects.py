@@ -118,7 +118,9 @@ class Attached:
             if name in self._led:
                 tree[name]["led"] = True
             shared |= self.replicated(name, value, set(tensors) - before)
-        return State(tree, self._steadied(tensors) if far else tensors, frozenset(shared))
+        if any(isinstance(data.owner, memory.Far) for data in tensors.values()):
+            tensors = self._steadied(tensors)
+        return State(tree, tensors, frozenset(shared))
 
     def _steadied(self, tensors: dict[str, TensorData]) -> dict[str, TensorData]:
         """With those of a device marked that only a step of an optimizer changes."""
