@@ -152,6 +152,8 @@ def test_p4_a_restart_without_a_supervisor_waits_for_what_is_still_being_saved(
         os.kill(saver, signal.SIGCONT)
     assert second.wait() == 0
     assert bases(run) == {1: 0, 2: 3}
+    output = (folder / f"output-{trial.attempts}").read_text()
+    assert "the attempt before is still being saved, which is waited for" in output
 
 
 @pytest.mark.parametrize("where", ["forward", "backward", "loader", "between"])

@@ -41,6 +41,7 @@ from walrecover.torch_adapter.ranks import World, world
 
 SAVING_SECONDS = 120.0
 LOOK_SECONDS = 0.01
+QUIET_SECONDS = 1.0
 
 _current: list[Run] = []
 
@@ -345,10 +346,19 @@ def _await_savers(run: RunDir) -> None:
         return
     import psutil  # only now: what begins anew has no use for it
 
-    deadline = time.monotonic() + SAVING_SECONDS
+    began, told = time.monotonic(), False
     while savers := roll.bereaved(run, psutil.pids):
-        if not savers - offers.settled(run, savers) or time.monotonic() > deadline:
+        waited = time.monotonic() - began
+        if not savers - offers.settled(run, savers) or waited > SAVING_SECONDS:
             return
+        if waited > QUIET_SECONDS and not told:
+            told = True
+            print(
+                f"walrecover: the attempt before is still being saved, which is waited for: "
+                f"{SAVING_SECONDS:.0f} s at most",
+                file=sys.stderr,
+                flush=True,
+            )
         time.sleep(LOOK_SECONDS)
 
 
