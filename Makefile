@@ -21,10 +21,10 @@ DONE := $(VENV)/.installed
 SPREAD         = -n $(WORKERS) --dist worksteal
 SYSTEM_TESTS   = $(wildcard tests/system tests/crash_states)
 COVERAGE_TESTS = $(wildcard tests/unit tests/contract tests/property)
-NOT_IN_TEST    = --ignore=tests/system --ignore=tests/crash_states --ignore=tests/bench
+NOT_IN_TEST    = --ignore=tests/system --ignore=tests/crash_states --ignore=tests/bench --ignore=tests/cuda
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-system coverage page bench race lint format types wheel-test tools clean distclean
+.PHONY: help venv demo test test-system test-cuda coverage page bench race lint format types wheel-test tools clean distclean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z%-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -61,6 +61,9 @@ tools:
 	else \
 		echo "strace, java, chromedriver or systemd-analyze is missing: install strace, default-jre-headless, chromium, chromium-driver and systemd" >&2; \
 	fi
+
+test-cuda: ## the tests that need a GPU, and a torch that has it: make test-cuda PY=python3
+	$(PY) -m pytest tests/cuda $(PYTEST_ARGS)
 
 coverage: $(DONE) ## branches of journal, snapshot and recovery that the fast tests reach
 ifeq ($(COVERAGE_TESTS),)

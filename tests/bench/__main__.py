@@ -30,16 +30,18 @@ BENCHMARKS = (
     "scrub",
     "goodput",
 )
+WITH_A_GPU = ("cuda",)
+"""Only by name."""
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(BENCHMARKS))
+    parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(BENCHMARKS + WITH_A_GPU))
     names = parser.parse_args().names or BENCHMARKS
     rows = []
     for name in names:
-        if name not in BENCHMARKS:
-            parser.error(f"no benchmark {name!r}: there are {', '.join(BENCHMARKS)}")
+        if name not in BENCHMARKS + WITH_A_GPU:
+            parser.error(f"no benchmark {name!r}: there are {', '.join(BENCHMARKS + WITH_A_GPU)}")
         rows += importlib.import_module(f"tests.bench.bench_{name}").rows()
     title = f"Python {platform.python_version()}, {platform.machine()}"
     return 0 if show(title, rows) else 1

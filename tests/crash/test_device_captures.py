@@ -16,24 +16,17 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
 
-from tests.support.protocol import capture, completed, entries_of, holder, open_stream
-from walrecover import entries as model
-from walrecover import snapshot
+from tests.support.on_device import Training
+from walrecover.arena.layout import Header
 from walrecover.arena.memory import Arena
+from walrecover.arena.slots import Slot
 from walrecover.commits import Key
 from walrecover.errors import StorageFailed
-from walrecover.manifest import digest_of
-from walrecover.recovery import begin_attempt
-from walrecover.rundir import RunDir
 from walrecover.session import copying
-from walrecover.session.background import Background
 from walrecover.shards import TensorData
-from walrecover.snapshot import Capture
 from walrecover.torch_adapter import devices, memory
 from walrecover.torch_adapter.devices import Devices
-from walrecover.torch_adapter.objects import Attached
 
 
 class LazyEvent:
@@ -91,62 +84,12 @@ class Lazy:
             raise RuntimeError("CUDA error: device lost")
         self.side.queue.append(lambda: devices.host(to, source).copy_(source))
 
+    def is_recording(self) -> bool:
+        return False
+
     def run_until(self, event: LazyEvent | None) -> None:
         while self.side.queue and not (event and event.happened.is_set()):
             self.side.queue.pop(0)()
-
-
-class Training:
-    """A model with buffers that move in each forward pass, and its saver."""
-
-    def __init__(self, root: Path) -> None:
-        torch.manual_seed(0)
-        self.network = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Linear(8, 1))
-        self.optimizer = torch.optim.AdamW(self.network.parameters(), lr=0.1)
-        self.said: list[str] = []
-        self.run = RunDir(root / ".walrecover", "a-run")
-        self.run.create()
-        self.entry = begin_attempt(self.run, holder()).entry
-        self.journal = open_stream(self.run, self.entry, 0, 1)
-        self.saver = Background(
-            slots=2, run=self.run, journal=self.journal, attempt=self.entry.number,
-            nonce=self.entry.nonce, rank=0, world=1, verified=frozenset(), retention=9,
-            say=self.said.append,
-        )  # fmt: skip
-        self.step_now = 0
-        self.step()
-        self.attached = Attached({"model": self.network, "optimizer": self.optimizer})
-
-    def step(self) -> None:
-        self.network(torch.randn(6, 4)).square().mean().backward()
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        self.step_now += 1
-        self.journal.append(completed(self.step_now))
-
-    def capture(self) -> Capture:
-        taken = self.attached.capture(far=True)
-        assert all(isinstance(t.owner, memory.Far) for t in taken.tensors.values())
-        made = capture(self.run.name, self.entry, 0, 1, self.step_now)
-        tree = made.tree | {"objects": taken.tree}
-        return made._replace(tensors=taken.tensors, shared=frozenset(), tree=tree)
-
-    def digests(self) -> dict[str, str]:
-        here = self.attached.capture().tensors
-        return {name: digest_of(tensor.view()) for name, tensor in here.items()}
-
-    def committed(self, step: int) -> dict[str, str]:
-        (found,) = (
-            c.snapshot for c in model.commits(entries_of(self.run)) if c.snapshot.step == step
-        )
-        snapshot.verify(self.run, found)
-        (part,) = snapshot.load_manifest(self.run, found).parts
-        return {name: tensor.digest for name, tensor in part.tensors.items()}
-
-    def close(self) -> None:
-        self.saver.close()
-        with contextlib.suppress(StorageFailed):
-            self.journal.close()
 
 
 class NotPinned:
@@ -193,7 +136,7 @@ def test_the_parameters_are_copied_while_training_goes_on(training: Training, la
     parameters = len(list(training.network.parameters()))
     state = 3 * parameters
     assert len(lazy.side.queue) == parameters + state + 1, "the buffers are there, and no more is"
-    training.network(torch.randn(6, 4)).square().mean().backward()
+    training.forward_and_backward()
     assert len(lazy.side.queue) == parameters + state + 1
     training.optimizer.step()
     assert not lazy.side.queue
@@ -239,6 +182,25 @@ def test_a_device_that_is_gone_costs_the_capture_and_no_more(
     training.step()
     assert training.saver.wait(Key(last, False))
     assert training.committed(last) == expected
+
+
+def test_what_came_from_the_device_with_a_capture_outlives_the_process_as_the_capture_does(
+    training: Training, lazy: Lazy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed right behind the completion word, nothing of that step must be missing."""
+    completed, survived = Slot.complete, []
+
+    def complete(slot: Slot, header: Header) -> None:
+        survived.append((training.late, training.journal.committed >= training.journal.appended))
+        completed(slot, header)
+
+    monkeypatch.setattr(Slot, "complete", complete)
+    for keep in (training.saver.save, training.saver.hold):
+        training.late = [training.step_now]
+        assert keep(training.capture())
+        training.step()
+        training.saver.drain()
+    assert survived == [([], True)] * 2
 
 
 def test_where_there_is_no_arena_it_is_copied_and_waited_for(

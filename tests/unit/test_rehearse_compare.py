@@ -162,6 +162,13 @@ def test_a_step_done_again_must_repeat_itself() -> None:
     )
 
 
+def test_a_scalar_that_a_kill_cut_off_on_its_way_from_a_device_is_no_difference() -> None:
+    run = outcome()
+    cut_off = Superseded(4, 1, 1, facts(4, 1)._replace(scalars={}))
+    assert compare(outcome(), run._replace(superseded=(cut_off,))) is None
+    assert compare(outcome(), with_facts(run, 4, scalars={})) is not None, "but here it is"
+
+
 def test_a_step_that_was_never_done_again_is_not_compared() -> None:
     beyond = Superseded(STEPS + 3, 0, 1, facts(STEPS + 3)._replace(lr=(7.0,)))
     assert compare(outcome(), outcome()._replace(superseded=(beyond,))) is None

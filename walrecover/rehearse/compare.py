@@ -117,11 +117,12 @@ def _between_runs(calm: Outcome, killed: Outcome, used: frozenset[str]) -> Itera
 
 
 def _within(killed: Outcome, used: frozenset[str]) -> Iterator[Difference]:
-    """Steps that were done again, against their first execution."""
+    """Steps that were done again, against their first execution, of which a kill may have cut off
+    the scalars that were still on a device."""
     for first in sorted(killed.superseded, key=lambda one: (one.step, one.rank, one.attempt)):
         again = killed.history[first.rank].get(first.step)
         if again is not None:
-            for what, value, changed in differences(first.facts, again, used):
+            for what, value, changed in differences(first.facts, again, used, common=True):
                 yield Difference(first.step, first.rank, what, value, changed, again=True)
 
 

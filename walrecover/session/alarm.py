@@ -20,6 +20,10 @@ class Alarm:
         self._watch = Watch() if armed else None
         self._found: Finding | None = None
 
+    @property
+    def is_armed(self) -> bool:
+        return self._watch is not None
+
     def take(self, step: int, scalars: Mapping[str, float]) -> None:
         """In the journal's thread, in order."""
         if self._watch is not None:

@@ -45,12 +45,19 @@ ROW_BYTES = 256
 class Background(Saver):
     """One rank's saving, in the background."""
 
-    def __init__(self, slots: int, supervisor: int = 0, **settings: Any) -> None:
+    def __init__(
+        self,
+        slots: int,
+        supervisor: int = 0,
+        arrived: Callable[[], bool] = lambda: False,
+        **settings: Any,
+    ) -> None:
         """`slots`: two, the newest and one to fill; three where captures are also only kept in
         memory, while one is being saved (rule 8). `supervisor`: the pid of the process that starts
-        the next attempt, 0 for none."""
+        the next attempt, 0 for none. `arrived` journals what steps have left on a device and is
+        here by now, and says whether there was any: it belongs to a capture behind those steps."""
         super().__init__(**settings)
-        self._slots, self._supervisor = slots, supervisor
+        self._slots, self._supervisor, self._arrived = slots, supervisor, arrived
         self._arena: Arena | None = None
         self._copying: Copying | None = None
         self._process: Process | None = None
@@ -76,7 +83,8 @@ class Background(Saver):
 
     def prepare(self, capture: Capture) -> None:
         """Memory for captures like this one, and a saver, so that the first does not wait."""
-        self._is_ready(capture)
+        if self._is_ready(capture) and self._copying is not None:
+            self._copying.prepare(capture)
 
     def save(self, capture: Capture, *, finished: bool = False, lone: bool = False) -> bool:
         """Give a capture to the saver; waits until the one before is saved."""
@@ -85,6 +93,7 @@ class Background(Saver):
                 return False
             tensors = {name: near(tensor) for name, tensor in capture.tensors.items()}
             here = capture._replace(tensors=tensors)
+            self._complete_events()
             return super().save(here, finished=finished, lone=lone)
         self.tried = Key(capture.step, capture.end)
         return True
@@ -146,6 +155,7 @@ class Background(Saver):
                 capture,
                 fields,
                 wanted=wanted,
+                copied=self._complete_events,
                 done=self._captured if wanted else lambda: None,
                 lost=partial(self._lose, Key(capture.step, capture.end), wanted),
             )
@@ -155,6 +165,12 @@ class Background(Saver):
             return self._put(capture, lsn, wanted=wanted, finished=finished)
         self._filled_lsn = lsn
         return True
+
+    def _complete_events(self) -> None:
+        """What came from a device with a capture outlives this process as the capture does."""
+        with contextlib.suppress(StorageFailed):
+            if self._arrived():
+                self.journal.await_committed(self.journal.appended, COMMITTED_SECONDS)
 
     def _captured(self) -> None:
         """A slot that is to go to disk is complete. (From a device: in another thread.)"""

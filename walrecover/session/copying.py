@@ -17,6 +17,7 @@ from walrecover.arena.slots import Slot
 from walrecover.snapshot import Capture
 from walrecover.torch_adapter.devices import Copy, Devices, when_done
 from walrecover.torch_adapter.memory import Far
+from walrecover.wording import shortened
 
 
 class Copying:
@@ -32,6 +33,12 @@ class Copying:
         """The slot for the next capture; None while all are held."""
         return self._filling.free_slot(saver_lives=saver_lives)
 
+    def prepare(self, capture: Capture) -> None:
+        """Pin the arena for the devices that captures like this one come from: it takes a while."""
+        owners = [tensor.owner for tensor in capture.tensors.values()]
+        for index in {owner.source.device.index for owner in owners if isinstance(owner, Far)}:
+            self._of_devices().of(index, capture.step)
+
     def fill(
         self,
         slot: Slot,
@@ -39,25 +46,29 @@ class Copying:
         fields: dict[str, Any],
         *,
         wanted: bool,
+        copied: Callable[[], object],
         done: Callable[[], object],
         lost: Callable[[str], object],
     ) -> None:
-        """Begin a capture. One of these is called once it is complete, or cannot be: at once, or
-        from another thread. Raises TooLarge, and then the slot still holds what it held."""
+        """Begin a capture. `done` or `lost` is called once it is complete, or cannot be: at once,
+        or from another thread; `copied` before it counts as complete. Raises TooLarge, and then the
+        slot still holds what it held."""
         given = (slot, capture.tensors, capture.shared, fields, capture.tree)
         if not any(isinstance(tensor.owner, Far) for tensor in capture.tensors.values()):
+            copied()  # these came from wherever they were while the capture was made
             self._filling.fill(*given, wanted=wanted)
             done()
             return
         begun = self._filling.begin(*given, wanted=wanted)
 
         def complete() -> None:
+            copied()
             self._filling.complete(begun)
             done()
 
         def fail(error: Exception) -> None:
             self._filling.give_up(begun)
-            lost(str(error))
+            lost(shortened(str(error)))
 
         try:
             self._thread = when_done(self._begin(begun, capture.step), complete, fail)
@@ -71,14 +82,17 @@ class Copying:
 
     def _begin(self, begun: Begun, step: int) -> list[Copy]:
         """Queue what lies on devices, then copy what does not."""
-        if self._devices is None:
-            self._devices = Devices(self._arena.address, self._arena.bytes, self._say)
         far = [move for move in begun.moves if isinstance(move[1].owner, Far)]
-        under_way = self._devices.begin(far, step)
+        under_way = self._of_devices().begin(far, step)
         for to, tensor in begun.moves:
             if not isinstance(tensor.owner, Far):
                 copy(to, tensor.address, tensor.nbytes)
         return under_way
+
+    def _of_devices(self) -> Devices:
+        if self._devices is None:
+            self._devices = Devices(self._arena.address, self._arena.bytes, self._say)
+        return self._devices
 
     def _drain(self) -> None:
         """Nobody must write into a slot any more once it is free."""

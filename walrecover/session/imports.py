@@ -1,8 +1,9 @@
 """What this process has imported, for the standby of the next attempt to import ahead.
 
-Owns which modules those are: what comes with Python, is installed, or is walrecover itself. Modules
-of the script's own folder, of editable installations and of other places on `sys.path` are left
-out: they may do things when imported, and may be edited while the run goes on.
+Owns which modules those are: what comes with Python, is installed (a folder of PYTHONPATH's that
+`pip install --target` filled, too), or is walrecover itself. Modules of the script's own folder, of
+editable installations and of other places on `sys.path` are left out: they may do things when
+imported, and may be edited while the run goes on.
 """
 
 from __future__ import annotations
@@ -35,8 +36,16 @@ def imported() -> ModulesImported:
 def _roots() -> tuple[str, ...]:
     found = {sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")}
     found |= {*site.getsitepackages(), site.getusersitepackages()}
+    found |= {folder for folder in sys.path if _holds_installed(folder)}
     found.add(str(Path(walrecover.__file__).parent))
     return tuple(os.path.join(folder, "") for folder in found)
+
+
+def _holds_installed(folder: str) -> bool:
+    try:
+        return any(name.endswith(".dist-info") for name in os.listdir(folder))
+    except OSError:
+        return False
 
 
 def _belongs(name: str, module: object, roots: tuple[str, ...]) -> bool:

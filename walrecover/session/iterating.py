@@ -6,6 +6,7 @@ loop stands is `loops`'.
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import threading
 from collections.abc import Iterator, Sequence
@@ -64,4 +65,5 @@ class LoopIterator:
         if not self._ended and not sys.is_finalizing():
             self._ended = True
             if threading.get_ident() == self._loops.thread:
-                self._loops.leave(self._frame)
+                with contextlib.suppress(RuntimeError):  # of a device that is gone: torch's own
+                    self._loops.leave(self._frame)

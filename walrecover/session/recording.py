@@ -87,12 +87,27 @@ class Recorder:
 
     def record_arrived(self, *, wait: bool = False) -> None:
         """Journal the scalars of earlier steps that have come from their device. `wait`: all."""
-        for step, values in self._late.arrived(wait=wait):
+        self.record_late(wait=wait)
+        self._record_notes()
+        if wait:
+            self._alarm.await_heard(self._journal)
+
+    def record_late(self, *, wait: bool = False) -> bool:
+        """The scalars alone, from any thread; whether there were any."""
+        if not self._late.moving:
+            return False
+        found = self._late.arrived(wait=wait)
+        for step, values in found:
             self._journal.append(partial(self._arrived, time.time(), step, values))
             if self._prover.active:
                 self._prover.noted("scalars", step, values)
-        self._record_notes()
-        if wait:
+        return bool(found)
+
+    def await_heard(self) -> None:
+        """Before a snapshot, where the policy goes back from bad losses: the alarm has heard them
+        all, those on a device too. Raises BadLoss, StorageFailed."""
+        if self._alarm.is_armed:
+            self.record_late(wait=True)
             self._alarm.await_heard(self._journal)
 
     def _arrived(self, at: float, step: int, values: dict[str, float]) -> ev.ScalarsArrived:

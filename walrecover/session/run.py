@@ -95,6 +95,7 @@ class Run:
         self._saver: Saver = Background(
             slots=2 if settings.memory is None else 3,
             supervisor=watched,
+            arrived=lambda: self._recorder.record_late(),
             run=directory,
             journal=journal,
             attempt=entry.number,
@@ -259,7 +260,7 @@ class Run:
         if late:
             self._note(self._salvage.lost(step, late, left))
         elif (self._wanted or stopping or due) and key != self._last_key:
-            self._alarm.await_heard(self._journal)
+            self._recorder.await_heard()
             self._wanted = False
             captured = None
             self._save(key, self._loops.position(), finished=False)

@@ -26,6 +26,7 @@ from walrecover.torch_adapter import rng
 from walrecover.torch_adapter.copies import Copies, TooMuch
 from walrecover.torch_adapter.keeping import Keeper, NotWhole
 from walrecover.torch_adapter.objects import Attached
+from walrecover.wording import shortened
 
 OTHERS_SECONDS = 1.0
 """For the other ranks' votes. Those that wait for this one in a collective vote once it is gone."""
@@ -132,7 +133,8 @@ class Salvage:
                     self._saver.abandoned.get(key) or "not every rank has saved its part of it"
                 )
         except (WalrecoverError, OSError, Unstorable, RuntimeError) as error:
-            return self._rescue(step, committed, str(error))
+            reason = str(error) if isinstance(error, WalrecoverError) else shortened(str(error))
+            return self._rescue(step, committed, reason)
         return Outcome(step, True, "", step)
 
     def _rescue(self, step: int, committed: int, reason: str) -> Outcome:

@@ -7,8 +7,9 @@ waits for them just before an optimizer's step. The host waits for neither: a th
 the slot is complete.
 
 Two things could tear such a capture. Where an optimizer's step cannot be seen (it is part of a
-CUDA graph that is replayed), training's stream waits for everything at once. What the script itself
-changes between a boundary and the step behind it is found by the tensors' versions.
+CUDA graph that is replayed), training's stream waits for everything at once: from the recording of
+such a graph on, and wherever steps were made that nobody saw. What the script itself changes
+between a boundary and the step behind it is found by the tensors' versions.
 
 `Device` is the little that is needed of torch.cuda, so that the order is tested without one.
 """
@@ -52,6 +53,9 @@ class Device(Protocol):
     def on(self, stream: Any) -> AbstractContextManager[object]: ...
     def event(self) -> Event: ...
     def copy(self, to: int, source: torch.Tensor, stream: Any) -> None: ...
+    def is_recording(self) -> bool:
+        """Whether what is queued now goes into a graph, to be replayed later."""
+        ...
 
 
 class Cuda:
@@ -81,6 +85,9 @@ class Cuda:
         that the stream still reads the source, should somebody free it meanwhile."""
         host(to, source).copy_(source, non_blocking=True)
         source.record_stream(stream)
+
+    def is_recording(self) -> bool:
+        return bool(_cuda.is_current_stream_capturing())
 
 
 def host(address: int, like: torch.Tensor) -> torch.Tensor:
@@ -121,22 +128,39 @@ class Move(NamedTuple):
 
 class Copy:
     """Copies under way, of which `moves` are read while training goes on. `done` tells when all are
-    there; `is_torn`, whether what only an optimizer's step may change was changed meanwhile."""
+    there; `torn_by`, what changed meanwhile what only an optimizer's step may change."""
 
     def __init__(self, moves: Sequence[Move]) -> None:
         self._lock = threading.Lock()
         self._versions = [(m.source, _version(m.source)) for m in moves if m.steady]
-        self._torn: bool | None = None
+        self._torn_by: str | None = None
         self.done: Event
 
-    def is_torn(self) -> bool:
-        """Asked before whoever may change it goes on, or when all is copied: the first time tells,
-        whichever thread asks."""
+    def torn_by(self) -> str:
+        """In words; "" for nothing. Asked before whoever may change it goes on, or when all is
+        copied: the first time tells, whichever thread asks."""
         with self._lock:
-            if self._torn is None:
-                self._torn = any(_version(source) != seen for source, seen in self._versions)
-                self._versions = []
-            return self._torn
+            if self._torn_by is None:
+                moved = any(_version(source) != seen for source, seen in self._versions)
+                self._torn_by, self._versions = MOVED if moved else "", []
+            return self._torn_by
+
+    def tear(self, reason: str) -> None:
+        """Nothing will wait for the copies before what they read may change: unless they are there
+        by now, they are torn."""
+        with self._lock:
+            if self._torn_by is None:
+                self._torn_by, self._versions = reason, []
+
+
+MOVED = (
+    "a parameter, or an optimizer's state, was changed between the boundary and the optimizer's "
+    "step, while it was copied from the device; from here on training waits for these copies"
+)
+RECORDED = (
+    "an optimizer's step was recorded into a graph while its state was copied from the device; "
+    "from here on training waits for these copies"
+)
 
 
 def _version(tensor: torch.Tensor) -> int:
@@ -152,9 +176,11 @@ class DeviceCopies:
         self._side = device.new_stream()
         self._copy: Copy | None = None
         self._last: Copy | None = None
-        self._was_torn = False
+        self._was_torn = self._was_recorded = False
         self._seen, self._step = 0, step
-        self._hook = register_optimizer_step_pre_hook(self._before_step)
+        # A compiled step is no place for it: what it queues must come before all of the step.
+        hook = torch.compiler.disable(self._before_step)  # type: ignore[no-untyped-call]
+        self._hook = register_optimizer_step_pre_hook(hook)
 
     def begin(self, moves: Sequence[Move], step: int) -> Copy:
         """Queue the copies of the state behind step `step`, behind all that training has queued so
@@ -174,11 +200,12 @@ class DeviceCopies:
 
     def _sees_steps(self, step: int) -> bool:
         """Whether an optimizer's step was seen for every step that was made since the last time,
-        and nothing but such steps has ever torn a copy."""
+        none is in a graph, and nothing but such steps has ever torn a copy."""
         made, seen = step - self._step, self._seen
         self._step, self._seen = step, 0
-        self._was_torn = self._was_torn or (self._last is not None and self._last.is_torn())
-        return 0 < made <= seen and not self._was_torn
+        if self._last is not None and self._last.torn_by():
+            self._was_torn = True
+        return 0 < made <= seen and not (self._was_torn or self._was_recorded)
 
     def _queue(self, moves: Collection[Move]) -> Event:
         for move in moves:
@@ -192,10 +219,16 @@ class DeviceCopies:
         to be called before a state is restored."""
         copy, self._copy = self._copy, None
         if copy is not None:
-            copy.is_torn()
+            copy.torn_by()
             self._device.current_stream().wait_event(copy.done)
 
     def _before_step(self, optimizer: Any, arguments: Any, keywords: Any) -> None:
+        if self._device.is_recording():  # a graph must not wait for anything outside of it
+            self._was_recorded = True
+            copy, self._copy = self._copy, None
+            if copy is not None:
+                copy.tear(RECORDED)
+            return
         self._seen += 1
         self.fence()
 
@@ -233,12 +266,13 @@ class Devices:
             assert isinstance(tensor.owner, Far)
             source, _, steady = tensor.owner
             by_device.setdefault(source.device.index, []).append(Move(to, source, steady))
-        found = []
-        for index, some in by_device.items():
-            if index not in self._copies:
-                self._copies[index] = DeviceCopies(self._device(index), step)
-            found.append(self._copies[index].begin(some, step))
-        return found
+        return [self.of(index, step).begin(some, step) for index, some in by_device.items()]
+
+    def of(self, index: int | None, step: int) -> DeviceCopies:
+        """The copies of a device, which sees its optimizers' steps from the first call on."""
+        if index not in self._copies:
+            self._copies[index] = DeviceCopies(self._device(index), step)
+        return self._copies[index]
 
     def drain(self) -> None:
         for copies in self._copies.values():
@@ -266,12 +300,9 @@ def when_done(
         try:
             for copy in copies:
                 copy.done.synchronize()
-            if any(copy.is_torn() for copy in copies):
-                raise Torn(
-                    "a parameter, or an optimizer's state, was changed between the boundary and "
-                    "the optimizer's step, while it was copied from the device; from here on "
-                    "training waits for these copies"
-                )
+            for copy in copies:
+                if reason := copy.torn_by():
+                    raise Torn(reason)
         except Exception as error:  # torch has its own for a device that is gone
             failed(error)
         else:

@@ -89,7 +89,7 @@ class Attached:
                 self.regroups = True
         self._shared = shared_parameters
         self.optimizers = [v for n, v in self.objects.items() if self.kinds[n] == "optimizer"]
-        self.capture()  # what cannot be stored is refused here, not at the first snapshot
+        self.capture(far=True)  # what cannot be stored is refused here, not at the first snapshot
 
     def learning_rates(self) -> tuple[float, ...]:
         """Of every parameter group of every optimizer, without touching a device."""

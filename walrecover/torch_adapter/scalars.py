@@ -6,6 +6,7 @@ asynchronous copy where it lies on a device.
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import torch
@@ -27,10 +28,12 @@ def number(value: Any) -> float | None:
 
 
 class Late:
-    """Scalars on their way from a device, in order of step. `moving`: those not here yet."""
+    """Scalars on their way from a device, in order of step. `moving`: those not here yet. Any
+    thread may ask."""
 
     def __init__(self) -> None:
         self.moving: list[tuple[int, str, torch.Tensor, Any]] = []
+        self._lock = threading.Lock()
 
     def start(self, step: int, name: str, value: torch.Tensor) -> None:
         """Begin the copy; nothing waits for it."""
@@ -40,18 +43,20 @@ class Late:
         if value.device.type == "cuda":
             event = torch.cuda.Event()  # type: ignore[no-untyped-call]
             event.record(torch.cuda.current_stream(value.device))
-        self.moving.append((step, name, host, event))
+        with self._lock:
+            self.moving.append((step, name, host, event))
 
     def arrived(self, wait: bool = False) -> list[tuple[int, dict[str, float]]]:
         """What has come in since, by step. `wait` for all of it (only at the end of a run)."""
         found: dict[int, dict[str, float]] = {}
-        left = []
-        for step, name, host, event in self.moving:
-            if event is not None and wait:
-                event.synchronize()
-            if event is None or event.query():
-                found.setdefault(step, {})[name] = float(host)
-            else:
-                left.append((step, name, host, event))
-        self.moving = left
+        with self._lock:
+            left = []
+            for step, name, host, event in self.moving:
+                if event is not None and wait:
+                    event.synchronize()
+                if event is None or event.query():
+                    found.setdefault(step, {})[name] = float(host)
+                else:
+                    left.append((step, name, host, event))
+            self.moving = left
         return sorted(found.items())
