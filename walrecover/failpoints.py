@@ -29,7 +29,7 @@ NAMES: dict[str, str] = {
     "shards.plain.written": "both files of a rank, no vote",
     "saver.settled": "all that a dead process left is saved, and its memory not yet offered",
     "saver.taken": "the memory of the attempt before is mapped; its saver still offers it",
-    "saver.digested": "a capture in the arena with its digests; nothing on the disk",
+    "saver.digested": "a capture in the arena with its digests; its shard is being written",
     "snapshot.vote.before": "shards are durable, no vote",
     "snapshot.vote.after": "this rank's vote is durable; the others' may not exist",
     "snapshot.manifest.before": "every vote, no manifest",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import threading
 import time
 from collections.abc import Callable
 
@@ -15,24 +16,25 @@ PAUSE_SECONDS = 0.001
 
 
 class Standing:
-    """This process's place in the scheduler: behind everybody, or, while somebody waits for it,
+    """Each thread's place in the scheduler: behind everybody, or, while somebody waits for it,
     among them. There is no way back from SCHED_IDLE without a privilege (CAP_SYS_NICE): where that
     is missing it stays behind, and a machine that is full makes those who wait wait longer."""
 
     def __init__(self) -> None:
-        self._behind: bool | None = None
+        self._here = threading.local()
 
     def place(self, *, behind: bool) -> None:
-        if behind is not self._behind:
-            self._behind = behind
+        """Of the thread that calls."""
+        if behind is not getattr(self._here, "behind", None):
+            self._here.behind = behind
             policy = os.SCHED_IDLE if behind else os.SCHED_OTHER
             with contextlib.suppress(OSError):
                 os.sched_setscheduler(0, policy, os.sched_param(0))
 
 
 class Breath:
-    """Called between two pieces of work. `busy`: whether somebody needs the machine now. `listen`
-    takes what orders have come."""
+    """Called between two pieces of work, in any thread. `busy`: whether somebody needs the machine
+    now. `listen` takes what orders have come, in the thread that all of this began in."""
 
     def __init__(
         self,
@@ -41,9 +43,11 @@ class Breath:
         sleep: Callable[[float], object] = time.sleep,
     ) -> None:
         self._busy, self._listen, self._sleep = busy, listen, sleep
+        self._thread = threading.get_ident()
         self.hurried = False
 
     def __call__(self, nbytes: int) -> None:
-        self._listen()
+        if threading.get_ident() == self._thread:
+            self._listen()
         if not self.hurried and self._busy():
             self._sleep(PAUSE_SECONDS)

@@ -1,4 +1,4 @@
-"""What the saver does with a slot: digest it, write it, vote for it, let it go.
+"""What the saver does with a slot: write it and digest it beside, vote for it, let it go.
 
 Owns the order of that. One slot at a time, the oldest first; commits are `commits`'.
 """
@@ -8,24 +8,22 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Mapping
-from functools import partial
 from pathlib import Path
 
 import msgspec
-from blake3 import blake3
 
 from walrecover import events as ev
 from walrecover import paced, snapshot
 from walrecover.arena.layout import Header, Row, State
-from walrecover.arena.slots import Job, Slot, view
+from walrecover.arena.slots import Job, Slot
 from walrecover.commits import Attempt, Key, require_newest
 from walrecover.errors import Corrupt, StorageFailed, WalrecoverError
-from walrecover.failpoints import failpoint
 from walrecover.files import sync_file
 from walrecover.journal import Reader
 from walrecover.manifest import by_object
 from walrecover.references import References, base_of
 from walrecover.rundir import RunDir
+from walrecover.saver.digesting import Breathe, Digesting, Lost
 from walrecover.saver.messages import Abandoned, Report, Voted
 from walrecover.saver.trainer import Trainer
 from walrecover.sequence import Sequence
@@ -33,14 +31,6 @@ from walrecover.shards import TensorData, Writing
 from walrecover.snapshot import Capture
 
 POLL_SECONDS = 0.005
-HASHED_AT_ONCE = 2 << 20
-SCRIBBLED = "its bytes are not those that were digested when it was captured"
-
-Breathe = Callable[[int], None]
-
-
-class Lost(Exception):
-    """A capture that cannot be made durable. Its message says why."""
 
 
 class Saving:
@@ -154,24 +144,15 @@ class Saving:
     def _vote(self, slot: Slot, header: Header) -> Job:
         began = time.monotonic()
         job, rows = slot.job(header)
-        digests = self._digests(slot, header, rows)
-        failpoint("saver.digested")
+        digesting = Digesting(slot, header, rows, self._trainer, self._breathe)
         base = slot.data_address(header)
         tensors = {
             row.name: TensorData(row.dtype, row.shape, base + row.offset, row.nbytes, None)
             for row in rows
         }
-        by_place = {
-            (base + row.offset, row.nbytes): digest
-            for row, digest in zip(rows, digests, strict=True)
-        }
         capture = _capture(job, rows, tensors)
-        whole = partial(self._require_whole, slot, header, rows, digests)
-        stream = Stream(self._run, self._attempt, job, whole, self._trainer)
-        writing = Writing(
-            lambda some: _named(some, by_place),
-            lambda path, some: paced.put(path, some, self._breathe),
-        )
+        stream = Stream(self._run, self._attempt, job, digesting.settle, self._trainer)
+        writing = Writing(digesting.named, lambda path, some: paced.put(path, some, self._breathe))
         try:
             references = self._known_references(job)
             part = snapshot.vote(self._run, capture, stream, writing, references.offers())
@@ -205,58 +186,6 @@ class Saving:
         self._references.look(entries)
         return self._references
 
-    def _digests(self, slot: Slot, header: Header, rows: tuple[Row, ...]) -> list[bytes]:
-        """Of each row: as they were taken, or now. Raises Lost where the bytes may not be what was
-        captured: their process died of its own doing before anybody had digested them."""
-        known = slot.digests(header)
-        if known is None and not self._trainer.is_trusted:
-            raise Lost(
-                f"the process that captured it {self._trainer.ending} before it was digested: what "
-                f"lies in its memory is not to be trusted"
-            )
-        found = self._hashes(slot, header, rows)
-        self._require_still(slot, header)
-        if known is None:
-            # It may have died while they were taken.
-            if not self._trainer.is_trusted:
-                raise Lost(f"the process that captured it {self._trainer.ending} meanwhile")
-            slot.set_digests(header, found)
-        elif known != found:
-            raise Lost(SCRIBBLED)
-        return found
-
-    def _hashes(self, slot: Slot, header: Header, rows: tuple[Row, ...]) -> list[bytes]:
-        base = slot.data_address(header)
-        seen: dict[tuple[int, int], bytes] = {}
-        for row in rows:
-            place = (base + row.offset, row.nbytes)
-            if place not in seen:
-                seen[place] = self._hash(*place)
-        return [seen[base + row.offset, row.nbytes] for row in rows]
-
-    def _hash(self, address: int, nbytes: int) -> bytes:
-        hasher = blake3()
-        for begin in range(0, nbytes, HASHED_AT_ONCE):
-            size = min(HASHED_AT_ONCE, nbytes - begin)
-            hasher.update(view(address + begin, size))
-            self._breathe(size)
-        return bytes(hasher.digest())
-
-    def _require_whole(
-        self, slot: Slot, header: Header, rows: tuple[Row, ...], digests: list[bytes]
-    ) -> None:
-        """Asked when all was read, before the vote. What a crashing process has scribbled on
-        between digest and write is on the disk now: then its memory differs, too."""
-        self._require_still(slot, header)
-        if not self._trainer.is_trusted and self._hashes(slot, header, rows) != digests:
-            raise Lost(SCRIBBLED)
-
-    @staticmethod
-    def _require_still(slot: Slot, header: Header) -> None:
-        """Rule 8."""
-        if not slot.is_still(header):
-            raise Lost("its slot was filled again before it was saved")
-
 
 class Stream:
     """The rank's stream as a vote needs it (rule 6). Its writer is another process, or was."""
@@ -266,11 +195,11 @@ class Stream:
         run: RunDir,
         attempt: Attempt,
         job: Job,
-        require_whole: Callable[[], None],
+        settle: Callable[[], None],
         trainer: Trainer,
     ) -> None:
         self._path = run.stream(attempt.number, attempt.nonce, job.writer)
-        self._job, self._require_whole, self._trainer = job, require_whole, trainer
+        self._job, self._settle, self._trainer = job, settle, trainer
         self._reader: Reader | None = None
 
     @staticmethod
@@ -282,7 +211,7 @@ class Stream:
     def sync(self) -> tuple[int, bytes]:
         """Wait until the events through the captured step are committed, and make them durable.
         Raises StorageFailed where they were lost with their process, Lost."""
-        self._require_whole()
+        self._settle()
         self._reader = reader = Reader(self._path)
         while True:
             lives = self._trainer.lives  # asked first: then what it committed is all there is
@@ -325,12 +254,3 @@ def _capture(job: Job, rows: tuple[Row, ...], tensors: Mapping[str, TensorData])
         writer=job.writer,
         events_after=job.events_after,
     )
-
-
-def _named(
-    tensors: Mapping[str, TensorData], digests: Mapping[tuple[int, int], bytes]
-) -> dict[str, str]:
-    return {
-        name: "blake3:" + digests[tensor.address, tensor.nbytes].hex()
-        for name, tensor in tensors.items()
-    }

@@ -11,6 +11,7 @@ import os
 import select
 import signal
 import struct
+import threading
 import time
 from pathlib import Path
 
@@ -40,14 +41,16 @@ class Trainer:
         self.pid = _pid_of(pidfd)
         self._status: int | None = None
         self._ended = self.pid <= 0
+        self._lock = threading.Lock()
         self._looked, self._used, self._busy = time.monotonic(), self._cpu(), True
 
     @property
     def lives(self) -> bool:
-        if not self._ended and _is_readable(self.pidfd):
-            self._status = _status_in_proc(self.pid)
-            self._ended = True
-        return not self._ended
+        with self._lock:  # its status is there to be read only until somebody waits for it
+            if not self._ended and _is_readable(self.pidfd):
+                self._status = _status_in_proc(self.pid)
+                self._ended = True
+            return not self._ended
 
     def ends_within(self, seconds: float) -> bool:
         """Wait for its end, at most so long."""
