@@ -22,12 +22,17 @@ from walrecover.files import SyncFailed
 from walrecover.shards import TensorData
 
 PIECE_BYTES = 1 << 20
+BESIDE_BYTES = 512 << 10
+"""Beside a training, whose journal's fsync waits behind one write at a time: with this, p99 is 1.6
+times that of an idle disk, with pieces of 1 MiB 2.2 times. Smaller ones take longer in all."""
+
 BLOCK = 4096
 SYNCED_AT_ONCE = 8 << 20
 """Where the file system does not take O_DIRECT, so much is written before it is waited for."""
 
-Breathe = Callable[[int], None]
-"""Called with the bytes done since the last call; may take its time, or raise."""
+Breathe = Callable[[int], object]
+"""Called with the bytes done since the last call; may take its time, or raise. What it returns is
+true while somebody else needs the disk."""
 
 
 def put(path: Path, tensors: Mapping[str, TensorData], breathe: Breathe) -> None:
@@ -138,22 +143,25 @@ def _write(
     fd: int, direct: bool, head: bytes, runs: list[tuple[int, int]], breathe: Breathe
 ) -> None:
     place = unsynced = 0
+    most = PIECE_BYTES
     for piece in _pieces(head, runs, mmap.mmap(-1, PIECE_BYTES)):
-        written = 0
-        while written < len(piece):
+        left = piece
+        while left:
             try:
-                written += os.pwrite(fd, piece[written:], place + written)
+                written = os.pwrite(fd, left[:most], place)
             except OSError as error:
                 if not direct or error.errno != errno.EINVAL:
                     raise
                 direct = False  # it takes the flag, and not these blocks
                 _make_buffered(fd)
-        place += len(piece)
-        unsynced += len(piece)
-        if not direct and unsynced >= SYNCED_AT_ONCE:
-            os.fdatasync(fd)
-            unsynced = 0
-        breathe(len(piece))
+                continue
+            left = left[written:]
+            place += written
+            unsynced += written
+            if not direct and unsynced >= SYNCED_AT_ONCE:
+                os.fdatasync(fd)
+                unsynced = 0
+            most = BESIDE_BYTES if breathe(written) else PIECE_BYTES
 
 
 def _make_buffered(fd: int) -> None:

@@ -155,9 +155,9 @@ class Tables:
                 (last, run, *attempt),
             )
             conn.execute(
-                "UPDATE runs SET last_step=coalesce((SELECT last_step FROM attempts WHERE run=?1"
-                " AND last_step>0 ORDER BY number DESC LIMIT 1), last_step) WHERE id=?1",
-                (run,),
+                "UPDATE runs SET last_step=coalesce((SELECT last_step FROM attempts WHERE run=:run"
+                " AND last_step>0 ORDER BY number DESC LIMIT 1), last_step) WHERE id=:run",
+                {"run": run},
             )
 
     # --- stories --------------------------------------------------------------------------------

@@ -221,7 +221,8 @@ def test_a_loader_that_has_become_too_short_is_an_error(trial: Start) -> None:
     assert shrunk.run((9, "step", KILL), samples=20).status == KILLED
     status, output = shrunk.run(samples=10)
     assert status == 1
-    assert "had handed out 8 items when the snapshot was taken, and has 5 now" in output
+    # The last step's snapshot may have been on its way only.
+    assert re.search("had handed out [78] items when the snapshot was taken, and has 5 now", output)
 
 
 @pytest.mark.parametrize(

@@ -16,8 +16,7 @@ from typing import Any
 from tests.support.protocol import capture, completed, entries_of, open_stream
 from tests.support.waiting import wait_until
 from tests.support.worker import Notebook
-from walrecover import failpoints
-from walrecover.arena import filling
+from walrecover import failpoints, parallel
 from walrecover.arena.filling import Filling
 from walrecover.arena.layout import Header
 from walrecover.arena.memory import Arena
@@ -173,15 +172,16 @@ def rank(
 
 
 def _die_in_copy(nth: int, number: int) -> None:
-    real, count = filling.copy, iter(range(1, nth + 1))
+    real, count = parallel._move, iter(range(1, nth + 1))
 
-    def copy(to: int, source: int, nbytes: int) -> None:
+    def move(piece: tuple[int, int, int]) -> None:
+        to, source, nbytes = piece
         if next(count) == nth:
-            real(to, source, nbytes // 2)
+            real((to, source, nbytes // 2))
             os.kill(os.getpid(), number)
-        real(to, source, nbytes)
+        real(piece)
 
-    filling.copy = copy
+    parallel._move = move
 
 
 def endless(root: str, notes: str, slots: int, offers: bool = False) -> int:

@@ -44,6 +44,7 @@ class Training:
         self.x = torch.randn(6, 4, device=device)
         self.said: list[str] = []
         self.late: list[int] = []
+        self.late_lsn = 0
         self.run = RunDir(root / ".walrecover", "a-run")
         self.run.create()
         self.entry = begin_attempt(self.run, holder()).entry
@@ -62,6 +63,7 @@ class Training:
         found, self.late = self.late, []
         for step in found:
             self.journal.append(ScalarsArrived(at=0.0, step=step, scalars={"loss": 1.0}))
+            self.late_lsn = self.journal.appended
         return bool(found)
 
     def forward_and_backward(self) -> None:

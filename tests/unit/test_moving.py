@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
+from walrecover import parallel
 from walrecover.torch_adapter import moving
 from walrecover.torch_adapter.objects import Attached, Stored
 
@@ -172,18 +173,9 @@ def test_what_was_to_be_differentiated_through_a_restored_weight_is_an_error() -
 
 
 def test_large_tensors_are_moved_in_pieces_by_several_threads() -> None:
-    sizes = [3 * moving.AT_ONCE_BYTES + 12, 4, 0, 2 * moving.AT_ONCE_BYTES]
+    sizes = [3 * parallel.AT_ONCE_BYTES + 12, 4, 0, 2 * parallel.AT_ONCE_BYTES]
     sources = [torch.randint(0, 256, (size,), dtype=torch.uint8) for size in sizes]
     targets = moving.fresh(sizes)
     moving.fill(zip(targets, sources, strict=True))
     assert all(torch.equal(*pair) for pair in zip(targets, sources, strict=True))
     assert all(target.data_ptr() % moving.ALIGNMENT == 0 for target in targets)
-
-
-def test_an_error_in_any_thread_is_raised() -> None:
-    def fail(number: int) -> None:
-        if number == 7:
-            raise OSError("unreadable")
-
-    with pytest.raises(OSError, match="unreadable"):
-        moving.in_threads(fail, range(8), 8 * moving.AT_ONCE_BYTES)

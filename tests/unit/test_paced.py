@@ -76,6 +76,27 @@ def test_files_of_any_size_hold_what_lay_in_memory(snapshots: Path, gap: int, le
         check(snapshots, {f"t{n}": t for n, t in enumerate(tensors)})
 
 
+def test_beside_a_training_it_is_written_in_smaller_pieces(
+    snapshots: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each fsync of the journal waits behind one of them."""
+    sizes: list[int] = []
+    real = os.pwrite
+
+    def pwrite(fd: int, data: memoryview, offset: int) -> int:
+        sizes.append(len(data))
+        return real(fd, data, offset)
+
+    monkeypatch.setattr(paced.os, "pwrite", pwrite)
+    _, tensors = in_memory([4 * paced.PIECE_BYTES], 0, 0)
+    for busy, most in ((False, paced.PIECE_BYTES), (True, paced.BESIDE_BYTES)):
+        sizes.clear()
+        paced.put(snapshots / NAME, {"a": tensors[0]}, lambda _, busy=busy: busy)
+        assert (snapshots / NAME).read_bytes().endswith(bytes(tensors[0].view()))
+        assert set(sizes[1:]) == {most} or set(sizes[1:-1]) == {most}
+        (snapshots / NAME).unlink()
+
+
 @given(sizes=st.lists(st.integers(0, 9000), max_size=6), gap=st.sampled_from([0, 1, 4096]))
 def test_any_tensors(tmp_path_factory: pytest.TempPathFactory, sizes: list[int], gap: int) -> None:
     snapshots = tmp_path_factory.mktemp("any")

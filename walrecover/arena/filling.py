@@ -6,18 +6,15 @@ comes from is the caller's; it must not change meanwhile.
 
 from __future__ import annotations
 
-import ctypes
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
+from walrecover import parallel
 from walrecover.arena import layout
 from walrecover.arena.layout import Described, Header, Layout, choose, lay_out
 from walrecover.arena.memory import Arena
 from walrecover.arena.slots import Slot, encode_job
 from walrecover.shards import TensorData
-
-COPIED_AT_ONCE = 16 << 20
-"""Behind so much the interpreter's lock changes hands anyway; a death in between is one more."""
 
 
 class _Plan(NamedTuple):
@@ -90,8 +87,7 @@ class Filling:
         """Copy a state that lies in host memory. Arguments and errors as of `begin`."""
         begun = self.begin(slot, tensors, shared, fields, tree, wanted=wanted)
         try:
-            for to, tensor in begun.moves:
-                copy(to, tensor.address, tensor.nbytes)
+            copy(begun.moves)
         except BaseException:  # a KeyboardInterrupt between two pieces
             self.give_up(begun)
             raise
@@ -144,8 +140,6 @@ class Filling:
         self._begun.discard(begun.slot.number)
 
 
-def copy(to: int, source: int, nbytes: int) -> None:
-    """In pieces, each without the interpreter's lock: other threads go on."""
-    for begin in range(0, nbytes, COPIED_AT_ONCE):
-        size = min(COPIED_AT_ONCE, nbytes - begin)
-        ctypes.memmove(to + begin, source + begin, size)
+def copy(moves: Iterable[tuple[int, TensorData]]) -> None:
+    """What lies in host memory, to where it goes."""
+    parallel.copy((to, tensor.address, tensor.nbytes) for to, tensor in moves)

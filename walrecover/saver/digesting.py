@@ -7,21 +7,19 @@ could be trusted is what that process captured (specs/18-arena.md).
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 from blake3 import blake3
 
 from walrecover.arena.layout import Header, Row
 from walrecover.arena.slots import Slot, view
 from walrecover.failpoints import failpoint
+from walrecover.paced import Breathe
 from walrecover.saver.trainer import Trainer
 from walrecover.shards import TensorData
 
 HASHED_AT_ONCE = 2 << 20
 SCRIBBLED = "its bytes are not those that were digested when it was captured"
-
-Breathe = Callable[[int], None]
-"""Called with the bytes done since the last call; may take its time. In any thread."""
 
 _Place = tuple[int, int]
 
@@ -37,7 +35,7 @@ class Digesting:
         self, slot: Slot, header: Header, rows: tuple[Row, ...], trainer: Trainer, breathe: Breathe
     ) -> None:
         """Raises Lost where the bytes may not be what was captured: their process died of its own
-        doing before anybody had digested them."""
+        doing before anybody had digested them. `breathe` is called in whatever thread."""
         self._slot, self._header = slot, header
         self._trainer, self._breathe = trainer, breathe
         base = slot.data_address(header)

@@ -46,8 +46,11 @@ class Breath:
         self._thread = threading.get_ident()
         self.hurried = False
 
-    def __call__(self, nbytes: int) -> None:
+    def __call__(self, nbytes: int) -> bool:
+        """Returns whether it paused."""
         if threading.get_ident() == self._thread:
             self._listen()
-        if not self.hurried and self._busy():
+        busy = not self.hurried and self._busy()
+        if busy:
             self._sleep(PAUSE_SECONDS)
+        return busy

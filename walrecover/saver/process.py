@@ -124,10 +124,11 @@ class _Process:
         roll.enrol(self._meeting, given.rank)
         self._estate = Estate(self._meeting, given.rank, given.world)
 
-    def _breathe(self, nbytes: int) -> None:
+    def _breathe(self, nbytes: int) -> bool:
         self._breath.hurried = self._line.hurried
-        self._breath(nbytes)
+        paused = self._breath(nbytes)
         self._stand()
+        return paused
 
     def _stand(self) -> None:
         self._standing.place(behind=self._trainer.lives and not self._line.hurried)

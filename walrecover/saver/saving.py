@@ -21,9 +21,10 @@ from walrecover.errors import Corrupt, StorageFailed, WalrecoverError
 from walrecover.files import sync_file
 from walrecover.journal import Reader
 from walrecover.manifest import by_object
+from walrecover.paced import Breathe
 from walrecover.references import References, base_of
 from walrecover.rundir import RunDir
-from walrecover.saver.digesting import Breathe, Digesting, Lost
+from walrecover.saver.digesting import Digesting, Lost
 from walrecover.saver.messages import Abandoned, Report, Voted
 from walrecover.saver.trainer import Trainer
 from walrecover.sequence import Sequence

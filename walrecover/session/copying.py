@@ -84,9 +84,7 @@ class Copying:
         """Queue what lies on devices, then copy what does not."""
         far = [move for move in begun.moves if isinstance(move[1].owner, Far)]
         under_way = self._of_devices().begin(far, step)
-        for to, tensor in begun.moves:
-            if not isinstance(tensor.owner, Far):
-                copy(to, tensor.address, tensor.nbytes)
+        copy(move for move in begun.moves if not isinstance(move[1].owner, Far))
         return under_way
 
     def _of_devices(self) -> Devices:

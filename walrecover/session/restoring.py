@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from walrecover import elastic, plain, shards, snapshot, stepcounts
+from walrecover import elastic, parallel, plain, shards, snapshot, stepcounts
 from walrecover.elastic import Deal
 from walrecover.entries import SnapshotRef
 from walrecover.errors import Corrupt
@@ -220,7 +220,7 @@ def _from_disk(
             name, at = missing[key]
             opened[at.file].read(name, at, memory.view_of(found[key]))
 
-        moving.in_threads(read, list(missing), sum(sizes_of))
+        parallel.in_threads(read, list(missing), sum(sizes_of))
     return found
 
 

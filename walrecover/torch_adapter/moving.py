@@ -1,4 +1,4 @@
-"""Stored bytes into living tensors, by as many threads as there are processors.
+"""Stored bytes into living tensors.
 
 Owns which copies are plain bytes, and the memory of tensors that are new: in large pages, since
 giving memory out page by page costs several times what filling it does. Copies by torch's own
@@ -8,21 +8,16 @@ threads wait for each other at every tensor, for seconds where others use the pr
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import mmap
-import os
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 
-AT_ONCE_BYTES = 4 << 20
-MOST_THREADS = 4
+from walrecover import parallel
+
 ALIGNMENT = 64
 """As torch's own memory: other kernels, and other bits, could follow from another one."""
-
-Item = TypeVar("Item")
 
 
 def is_plain(tensor: Any) -> bool:
@@ -68,17 +63,9 @@ def fill(pairs: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> None:
     """Copy each second tensor's bytes into the first, which `fits`. Of those that are the same
     memory the last counts."""
     by_place = {target.data_ptr(): (target, source) for target, source in pairs if target.nbytes}
-    moves = [
-        (target.data_ptr() + begin, source.data_ptr() + begin, AT_ONCE_BYTES, target.nbytes - begin)
-        for target, source in by_place.values()
-        for begin in range(0, target.nbytes, AT_ONCE_BYTES)
-    ]
-
-    def move(one: tuple[int, int, int, int]) -> None:
-        to, source, most, left = one
-        ctypes.memmove(to, source, min(most, left))
-
-    in_threads(move, moves, sum(target.nbytes for target, _ in by_place.values()))
+    parallel.copy(
+        (to, source.data_ptr(), target.nbytes) for to, (target, source) in by_place.items()
+    )
 
 
 def fill_living(pairs: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> None:
@@ -88,27 +75,6 @@ def fill_living(pairs: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> None:
     with torch.no_grad():
         for target, _ in found:
             target.detach().view(-1)[:0].zero_()
-
-
-def in_threads(call: Callable[[Item], object], items: Sequence[Item], nbytes: int) -> None:
-    """Call it for each, beside each other where there are so many bytes to move that it pays. The
-    calls must leave the interpreter's lock. Raises what the first to fail did."""
-    threads = min(MOST_THREADS, len(os.sched_getaffinity(0)), nbytes // AT_ONCE_BYTES)
-    if threads < 2:
-        for item in items:
-            call(item)
-        return
-    shares = [items[n::threads] for n in range(threads)]
-
-    def work(share: Sequence[Item]) -> None:
-        for item in share:
-            call(item)
-
-    with ThreadPoolExecutor(threads - 1, "walrecover-move") as pool:
-        others = [pool.submit(work, share) for share in shares[1:]]
-        work(shares[0])
-        for other in others:
-            other.result()
 
 
 def fresh(sizes: Sequence[int]) -> list[torch.Tensor]:
