@@ -8,9 +8,6 @@ Blocks of steps take turns, in one process and on one model. Needs a GPU, and so
 from __future__ import annotations
 
 import ctypes
-import os
-import shutil
-import socket
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -18,13 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
-from torch.distributed import checkpoint as dcp
-from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 from torch.distributed.checkpoint.state_dict_saver import AsyncCheckpointerType
 
 import walrecover
 from tests.bench.measure import Row, Sample, at_most, duration, sample, show
+from tests.bench.peers import AsyncSave, torch_saved
 from walrecover.session.run import Run
 from walrecover.torch_adapter.devices import Pinned
 
@@ -42,10 +37,11 @@ class Training:
         self.optimizer = torch.optim.AdamW(self.model.parameters(), fused=True)
         self.x = torch.randn(BATCH, WIDTH, device="cuda")
 
-    def step(self) -> torch.Tensor:
+    def step(self, before_update: Callable[[], object] = lambda: None) -> torch.Tensor:
         self.optimizer.zero_grad()
         loss = self.model(self.x).square().mean()
         loss.backward()  # type: ignore[no-untyped-call]
+        before_update()
         self.optimizer.step()
         return loss.detach()
 
@@ -134,61 +130,6 @@ class Ours:
         self.run._saver.drain()
 
 
-class Peer:
-    """dcp.async_save at its best."""
-
-    def __init__(self, training: Training, folder: Path) -> None:
-        self._training, self._folder, self._count = training, folder, 0
-        os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            os.environ.setdefault("MASTER_PORT", str(probe.getsockname()[1]))
-        dist.init_process_group("gloo", rank=0, world_size=1)
-        self._stager = DefaultStager(StagingOptions())
-        # torch 2.11 lets the staged memory go behind each save, and then has none; later ones not.
-        self._stager._state_dict_stager.close = lambda: None  # type: ignore[method-assign]
-
-    def block(self) -> tuple[float, float]:
-        """Seconds of the steps, and until it is written."""
-        path = self._folder / f"dcp-{self._count}"
-        self._count += 1
-        answer: Any = None
-        began = time.perf_counter()
-        for number in range(BLOCK):
-            self._training.step()
-            if number == 0:
-                answer = dcp.async_save(
-                    self._training.state(),
-                    checkpoint_id=path,
-                    async_checkpointer_type=AsyncCheckpointerType.PROCESS,
-                    async_stager=self._stager,
-                )
-            elif number == 1:  # the staged copy must be whole before an optimizer's step
-                getattr(answer, "staging_completion", answer).result()
-        torch.cuda.synchronize()
-        took = time.perf_counter() - began
-        getattr(answer, "upload_completion", answer).result()
-        written = time.perf_counter() - began
-        shutil.rmtree(path)
-        return took, written
-
-    def close(self) -> None:
-        self._stager.close()
-        dist.destroy_process_group()
-
-
-def torch_saved(training: Training, folder: Path) -> float:
-    path = folder / "peer.pt"
-    began = time.perf_counter()
-    with open(path, "wb") as file:
-        torch.save(training.state(), file)
-        file.flush()
-        os.fsync(file.fileno())
-    took = time.perf_counter() - began
-    path.unlink()
-    return took
-
-
 def pinning(nbytes: int) -> float:
     """Seconds to pin so much touched memory, which the first boundary pays for."""
     memory = (ctypes.c_char * nbytes)()
@@ -225,7 +166,7 @@ def measured(folder: Path) -> list[Row]:
         take("snapshot", lambda: ours.block(snapshot=True))
         take("stall", ours.stall)
         take("committed", ours.committed)
-        take("torch.save", lambda: torch_saved(training, folder))
+        take("torch.save", lambda: torch_saved(training.state(), folder))
     ours.run._close()
     for name, rows in found.items():
         found[name] = rows[1:]
@@ -257,20 +198,26 @@ def measured(folder: Path) -> list[Row]:
 
 
 def beside_dcp(training: Training, folder: Path, committed: Sample) -> list[Row]:
-    try:
-        peer = Peer(training, folder)
-        bare, saved = [], []
-        for _ in range(ROUNDS):
-            bare.append(training.block())
-            saved.append(peer.block())
-        peer.close()
-    except Exception as error:
-        return [stated("GPU: dcp.async_save", f"{type(error).__name__}: {error}")]
-    theirs = [a - b for (a, _), b in zip(saved[1:], bare[1:], strict=True)]
-    written = sample([seconds for _, seconds in saved[1:]])
+    """Where the state may be staged while training goes on, until the next optimizer's step."""
+    peer = AsyncSave(folder, AsyncCheckpointerType.PROCESS)
+    lost, written = [], []
+    for _ in range(ROUNDS):
+        bare = training.block()
+        began = time.perf_counter()
+        training.step()
+        peer.begin(training.state())
+        training.step(before_update=peer.await_staged)
+        for _ in range(BLOCK - 2):
+            training.step()
+        torch.cuda.synchronize()
+        lost.append(time.perf_counter() - began - bare)
+        written.append(peer.await_written())
+    peer.close()
     return [
-        stated("GPU: training time lost to dcp.async_save", str(sample(theirs))),
-        at_most("GPU: capture to committed, beside dcp.async_save", committed, written, 0.35),
+        stated("GPU: training time lost to dcp.async_save", str(sample(lost[1:]))),
+        at_most(
+            "GPU: capture to committed, beside dcp.async_save", committed, sample(written[1:]), 0.35
+        ),
     ]
 
 

@@ -18,7 +18,7 @@ import walrecover
 from tests.bench.measure import Row, at_most, sample, show
 from walrecover.session.settings import MEMORY_EVERY
 
-WIDTH, BATCH, BLOCK, ROUNDS = 3400, 48, 10, 6
+WIDTH, BATCH, BLOCK, ROUNDS = 3400, 48, 10, 12
 
 
 def training() -> tuple[torch.nn.Module, torch.optim.Optimizer, Callable[[], torch.Tensor]]:

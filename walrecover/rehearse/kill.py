@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 from walrecover import entries as model
 from walrecover.beats import Phase, Reading
+from walrecover.entries import snapshot_name
 from walrecover.errors import WalrecoverError
 from walrecover.rehearse import tree
 from walrecover.rehearse.plan import Kill
@@ -31,8 +32,8 @@ HOT_SECONDS = 0.0003
 CALM_SECONDS = 0.05
 SEARCH_SECONDS = 0.01
 LULL_SECONDS = 0.02
-SEEN_SHARE = 0.25
-"""Of the time that a saver takes for a snapshot, what there is to see: it digests first."""
+SEEN_SHARE = 0.5
+"""Of the time from a capture to its commit, what there surely is to see: the saver's files."""
 
 STALL_SECONDS = 300.0
 TRAINING: tuple[Phase, ...] = ("first", "training", "between", "snapshot")
@@ -179,7 +180,9 @@ class Killer:
         if not self._is_near(before, floor):
             return None
         saving = self._performance.saving(attempt.nonce)
-        if self._aims_inside(kill, before) and before.phase != "snapshot" and not saving:
+        if before.phase == "snapshot":  # its saver has not begun a file yet, perhaps
+            saving |= {snapshot_name(before.step, attempt.number, attempt.nonce, False)}
+        if self._aims_inside(kill, before) and not saving:
             return None  # it was committed in this moment
         at = time.time()
         if not tree.kill(victim.process):
