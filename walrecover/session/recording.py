@@ -7,6 +7,7 @@ step is complete is `run`'s, the order in the stream the journal's.
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -43,6 +44,7 @@ class Recorder:
         self._batch: bytes | None = None
         self._scalars: dict[str, Any] = {}
         self._late = scalars.Late()
+        self._late_lock = threading.Lock()
         self._digests: dict[str, bytes] = {}  # the journal's thread's
 
     def take(self, step: int, values: Mapping[str, Any]) -> None:
@@ -94,13 +96,14 @@ class Recorder:
 
     def record_late(self, *, wait: bool = False) -> bool:
         """The scalars alone, from any thread; whether there were any."""
-        if not self._late.moving:
+        if not wait and not self._late.moving:
             return False
-        found = self._late.arrived(wait=wait)
-        for step, values in found:
-            self._journal.append(partial(self._arrived, time.time(), step, values))
-            if self._prover.active:
-                self._prover.noted("scalars", step, values)
+        with self._late_lock:  # who waits for all has them journaled, by whatever thread
+            found = self._late.arrived(wait=wait)
+            for step, values in found:
+                self._journal.append(partial(self._arrived, time.time(), step, values))
+                if self._prover.active:
+                    self._prover.noted("scalars", step, values)
         return bool(found)
 
     def await_heard(self) -> None:
