@@ -50,6 +50,8 @@ class Digesting:
                 f"the process that captured it {trainer.ending} before it was digested: what lies "
                 f"in its memory is not to be trusted"
             )
+        if not self._places:
+            self._keep()
 
     def named(self, tensors: Mapping[str, TensorData]) -> dict[str, str]:
         """As `shards.Writing` asks for them, in whatever thread."""
