@@ -199,6 +199,26 @@ def test_ranks_that_were_all_killed_with_the_same_step_commit_it(
     check_state(run, ref, world=2)
 
 
+def test_a_training_that_says_good_bye_leaves_nothing_that_a_killed_ranks_saver_waits_for(
+    forks: Forks, run: RunDir, entry: AttemptEntry, notes: Notes
+) -> None:
+    """As where one rank is killed and the others end in an exception: the next attempt would wait
+    for as long as what they leave is offered."""
+    training = Training(run, entry, rank=0, world=2)
+    try:
+        training.train()
+        training.capture()
+        training.await_report(msg.Voted)
+        assert forks.wait(child(forks, run, notes, rank=1, world=2)) == -signal.SIGKILL
+        training.dismiss()
+        left = run.meeting(entry.number, entry.nonce) / "rank-00000.left"
+        assert left.read_text() == "[]", "the others are not told"
+        await_end(*notes.savers())
+        assert [ref.step for ref in candidates(run)] == [1]
+    finally:
+        training.close()
+
+
 def test_a_saver_whose_attempt_was_superseded_commits_nothing(
     forks: Forks, run: RunDir, entry: AttemptEntry, notes: Notes
 ) -> None:

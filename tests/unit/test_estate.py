@@ -36,6 +36,15 @@ def test_all_settle_on_the_newest_step_that_all_have(
     assert all(share.settled for share in shares)
 
 
+def test_who_leaves_nothing_is_not_waited_for(tmp_path: Path) -> None:
+    """One rank was killed; another ended by itself, and its saver only offers what it has."""
+    share, other = Estate(tmp_path, 0, 2), Estate(tmp_path, 1, 2)
+    assert share.settle(lambda: {3}) is None and not share.settled
+    other.renounce()
+    assert other.settled
+    assert share.settle(lambda: {3}) is None and share.settled
+
+
 def test_a_single_rank_has_nobody_to_ask(tmp_path: Path) -> None:
     assert Estate(tmp_path, 0, 1).settled
 

@@ -41,6 +41,12 @@ class Estate:
         self.settled = self._in_vain([rank for rank, kept in said.items() if kept is None])
         return None
 
+    def renounce(self) -> None:
+        """This rank leaves nothing, since its training said good-bye: nobody need wait for it."""
+        if not self.settled:
+            self._say([])
+            self.settled = True
+
     def _say(self, steps: list[int]) -> None:
         """On a full disk nothing is said, and the others wait in vain. The folder is there since
         this saver was enrolled; where it was taken away it is not made again."""

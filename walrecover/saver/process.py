@@ -178,7 +178,9 @@ class _Process:
     def _inherits(self) -> bool:
         """Once all ranks are gone: save the newest step that all of them have kept in memory. False
         where there is nothing to do or to wait for."""
-        if self._trainer.lives or self._line.ended or self._estate.settled:
+        if self._line.ended:
+            self._estate.renounce()
+        if self._trainer.lives or self._estate.settled:
             return False
         self._saving.heir_of(self._estate.settle(self._saving.heritage))
         if not self._estate.settled:
