@@ -219,6 +219,33 @@ def test_a_training_that_says_good_bye_leaves_nothing_that_a_killed_ranks_saver_
         training.close()
 
 
+def test_a_vote_that_another_rank_will_never_cast_is_not_waited_for(
+    forks: Forks, run: RunDir, entry: AttemptEntry, notes: Notes
+) -> None:
+    """Its saver still offers what it has: for a minute, if nobody comes."""
+    training = Training(run, entry, rank=0, world=2)
+    try:
+        training.train()
+        training.capture()
+        training.await_report(msg.Voted)
+        assert forks.wait(child(forks, run, notes, rank=1, world=2)) == -signal.SIGKILL
+        training.await_report(msg.Committed, 1)
+        training.train()
+        training.capture()
+        training.await_report(msg.Voted)
+        (other,) = notes.savers()
+        meeting = run.meeting(entry.number, entry.nonce)
+        wait_until(lambda: (meeting / "rank-00001.left").exists())
+        os.kill(other, signal.SIGSTOP)  # it lives, and says no more
+        training.saver.close()
+        wait_until(lambda: started_at(training.saver.pid or 0) is None, seconds=30.0)
+        assert [ref.step for ref in candidates(run)] == [1]
+    finally:
+        os.kill(other, signal.SIGCONT)
+        training.close()
+        await_end(other)
+
+
 def test_a_saver_whose_attempt_was_superseded_commits_nothing(
     forks: Forks, run: RunDir, entry: AttemptEntry, notes: Notes
 ) -> None:
@@ -308,6 +335,8 @@ def test_what_did_not_change_is_referenced(run: RunDir, training: Training) -> N
         training.train()
         training.capture()
         training.await_report(msg.Committed, step)
+    training.dismiss()  # it retires behind a commit
+    training.saver = training.hire()
     live = candidates(run)
     older = [snapshot.load_manifest(run, ref).older_files() for ref in live]
     assert [ref.step for ref in live[:2]] == [8, 7]

@@ -45,6 +45,21 @@ def test_who_leaves_nothing_is_not_waited_for(tmp_path: Path) -> None:
     assert share.settle(lambda: {3}) is None and share.settled
 
 
+def test_who_has_said_what_it_leaves_votes_no_more_unless_all_have_a_step_in_common(
+    tmp_path: Path,
+) -> None:
+    share, other = Estate(tmp_path, 0, 2), Estate(tmp_path, 1, 2)
+    assert not share.has_voted(1)
+    other.settle(lambda: {3})
+    share.renounce()
+    assert share.has_voted(1)
+    shares = [Estate(tmp_path / "common", rank, 2) for rank in (0, 1)]
+    (tmp_path / "common").mkdir()
+    for one in (*shares, shares[0]):
+        one.settle(lambda: {3})
+    assert not shares[0].has_voted(1) and not shares[1].has_voted(0), "for step 3 they will"
+
+
 def test_a_single_rank_has_nobody_to_ask(tmp_path: Path) -> None:
     assert Estate(tmp_path, 0, 1).settled
 

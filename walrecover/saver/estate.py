@@ -25,6 +25,7 @@ class Estate:
     def __init__(self, meeting: Path, rank: int, world: int) -> None:
         self._meeting, self._rank, self._world = meeting, rank, world
         self._since: float | None = None
+        self._common: int | None = None
         self.settled = world == 1
 
     def settle(self, steps: Callable[[], Collection[int]]) -> int | None:
@@ -37,7 +38,8 @@ class Estate:
         spoken = [set(kept) for kept in said.values() if kept is not None]
         if len(spoken) == self._world:
             self.settled = True
-            return max(set.intersection(*spoken), default=None)
+            self._common = max(set.intersection(*spoken), default=None)
+            return self._common
         self.settled = self._in_vain([rank for rank, kept in said.items() if kept is None])
         return None
 
@@ -46,6 +48,11 @@ class Estate:
         if not self.settled:
             self._say([])
             self.settled = True
+
+    def has_voted(self, rank: int) -> bool:
+        """Whether that rank has cast all the votes that it will: who says what it leaves has saved
+        what it was to, and there is no step that all have."""
+        return self._common is None and self._read(rank) is not None
 
     def _say(self, steps: list[int]) -> None:
         """On a full disk nothing is said, and the others wait in vain. The folder is there since

@@ -223,10 +223,13 @@ class _Process:
         waited = now - self._last_since
         others = range(1, self._attempt.world)
         if waited < LAST_VOTES_SECONDS and not all(
-            roll.is_missing(self._meeting, rank, waited) for rank in others
+            roll.is_missing(self._meeting, rank, waited) or self._estate.has_voted(rank)
+            for rank in others
         ):
             return False
         assert self._commits is not None
+        if self._keep_on(self._commits):
+            return False  # a vote came just before that was said
         self._commits.give_up("not all ranks have voted for it, and the training has ended")
         return True
 
