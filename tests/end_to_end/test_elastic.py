@@ -39,7 +39,7 @@ EPOCHS = 12
 """More than the chain comes to: ranks that are told to stop still make steps, slow ones more."""
 
 CHAIN = [
-    (2, 1, (3, "boundary", KILL)),
+    (2, 1, (5, "boundary", KILL)),  # so late that there is a commit, whatever the kill cuts off
     (1, 0, (2, "step", KILL)),
     (3, 2, (4, "boundary", KILL)),
     (2, 0, (2, "step", TERM)),
