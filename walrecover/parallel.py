@@ -9,7 +9,7 @@ import contextlib
 import ctypes
 import os
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 AT_ONCE_BYTES = 4 << 20
@@ -36,21 +36,25 @@ def _move(piece: tuple[int, int, int]) -> None:
 def in_threads(call: Callable[[Item], object], items: Sequence[Item], nbytes: int) -> None:
     """Call it for each, beside each other where there are so many bytes to move that it pays: each
     thread takes the next one that is left, since they differ in size. The calls must leave the
-    interpreter's lock. Raises what one that failed did."""
+    interpreter's lock. Raises what the first to fail did, once nobody is at work any more."""
     threads = min(MOST_THREADS, len(os.sched_getaffinity(0)), nbytes // AT_ONCE_BYTES)
-    left = iter(items)
+    if threads < 2:
+        for item in items:
+            call(item)
+        return
+    left, failed = iter(items), list[BaseException]()
 
     def work() -> None:
-        for item in left:
-            call(item)
+        try:
+            for item in left:
+                call(item)
+        except BaseException as error:  # a KeyboardInterrupt in this thread
+            failed.append(error)
 
-    if threads < 2:
-        work()
-        return
     with ThreadPoolExecutor(threads - 1, "walrecover-move") as pool:
-        others: list[Future[None]] = []
         with contextlib.suppress(RuntimeError):  # none begins once the interpreter ends
-            others += [pool.submit(work) for _ in range(threads - 1)]
+            for _ in range(threads - 1):
+                pool.submit(work)
         work()
-        for other in others:
-            other.result()
+    if failed:
+        raise failed[0]

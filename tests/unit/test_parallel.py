@@ -66,6 +66,32 @@ def test_an_error_in_any_thread_is_raised() -> None:
         parallel.in_threads(fail, range(8), 8 * AT_ONCE)
 
 
+def test_an_error_is_raised_where_only_some_threads_have_begun(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1, 2})
+    begin, begun = ThreadPoolExecutor.submit, []
+    here = threading.current_thread()
+    entered = threading.Event()
+
+    def once(pool: ThreadPoolExecutor, call: object) -> object:
+        if begun:
+            raise RuntimeError("can't start new thread")
+        begun.append(call)
+        return begin(pool, call)  # type: ignore[arg-type]
+
+    def fail_elsewhere(number: int) -> None:
+        if threading.current_thread() is here:
+            assert entered.wait(10)
+        else:
+            entered.set()
+            raise OSError("unreadable")
+
+    monkeypatch.setattr(ThreadPoolExecutor, "submit", once)
+    with pytest.raises(OSError, match="unreadable"):
+        parallel.in_threads(fail_elsewhere, range(8), 8 * AT_ONCE)
+
+
 def test_where_no_thread_begins_any_more_it_is_done_here(monkeypatch: pytest.MonkeyPatch) -> None:
     """On the way out of the interpreter, from Python 3.12 on."""
 

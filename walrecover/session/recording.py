@@ -58,7 +58,8 @@ class Recorder:
             if number is not None:
                 self._scalars[name] = number
             else:
-                self._late.start(step, name, value)
+                with self._late_lock:
+                    self._late.start(step, name, value)
 
     def record(self, step: int) -> dict[str, Any]:
         """Journal the step. Returns the random state behind it."""

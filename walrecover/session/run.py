@@ -90,12 +90,16 @@ class Run:
                 prove(prover, attached, restored)
         else:
             prover.begin()
+        teaches = settings.supervisor is not None and ranks.rank == 0
+        self._recorder = Recorder(
+            journal, self._loops, attached, prover, teaches=teaches, alarm=Alarm(settings.rewinds)
+        )
         base = entry.plan.base
         watched = settings.supervisor.pid if settings.supervisor else 0
         self._saver: Saver = Background(
             slots=2 if settings.memory is None else 3,
             supervisor=watched,
-            arrived=lambda: self._recorder.record_late(),
+            arrived=self._recorder.record_late,
             run=directory,
             journal=journal,
             attempt=entry.number,
@@ -112,11 +116,6 @@ class Run:
         self._pacer = Pacer(settings.every, failures.told(meeting.folder), journal)
         self._agreement = Agreement(meeting, self._signals, ranks, journal, self._pacer, self._say)
         self._lease = None if settings.supervisor or ranks.rank else Lease(meeting.folder)
-        teaches = settings.supervisor is not None and ranks.rank == 0
-        self._alarm = Alarm(settings.rewinds)
-        self._recorder = Recorder(
-            journal, self._loops, attached, prover, teaches=teaches, alarm=self._alarm
-        )
         self._wanted = self._prepared = False
         self._last_key = Key(base.step, base.end) if base else None
         self._clock = time.monotonic()

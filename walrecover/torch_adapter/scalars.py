@@ -6,7 +6,6 @@ asynchronous copy where it lies on a device.
 
 from __future__ import annotations
 
-import threading
 from typing import Any
 
 import torch
@@ -28,12 +27,11 @@ def number(value: Any) -> float | None:
 
 
 class Late:
-    """Scalars on their way from a device, in order of step. `moving`: those not here yet. Any
-    thread may ask."""
+    """Scalars on their way from a device, in order of step. `moving`: those not here yet. Calls
+    must not overlap."""
 
     def __init__(self) -> None:
         self.moving: list[tuple[int, str, torch.Tensor, Any]] = []
-        self._lock = threading.Lock()
 
     def start(self, step: int, name: str, value: torch.Tensor) -> None:
         """Begin the copy; nothing waits for it."""
@@ -43,20 +41,18 @@ class Late:
         if value.device.type == "cuda":
             event = torch.cuda.Event()  # type: ignore[no-untyped-call]
             event.record(torch.cuda.current_stream(value.device))
-        with self._lock:
-            self.moving.append((step, name, host, event))
+        self.moving.append((step, name, host, event))
 
     def arrived(self, wait: bool = False) -> list[tuple[int, dict[str, float]]]:
         """What has come in since, by step. `wait` for all of it (only at the end of a run)."""
         found: dict[int, dict[str, float]] = {}
-        with self._lock:
-            left = []
-            for step, name, host, event in self.moving:
-                if event is not None and wait:
-                    event.synchronize()
-                if event is None or event.query():
-                    found.setdefault(step, {})[name] = float(host)
-                else:
-                    left.append((step, name, host, event))
-            self.moving = left
+        left = []
+        for step, name, host, event in self.moving:
+            if event is not None and wait:
+                event.synchronize()
+            if event is None or event.query():
+                found.setdefault(step, {})[name] = float(host)
+            else:
+                left.append((step, name, host, event))
+        self.moving = left
         return sorted(found.items())
