@@ -146,22 +146,15 @@ def test_what_the_script_moves_while_it_is_copied_is_no_snapshot_and_then_is_one
     training: Training,
 ) -> None:
     training.saver.save(training.capture())
-    training.step()
-    torn = training.step_now
-    training.saver.save(training.capture())
-    with torch.no_grad():
-        training.network[0].weight.mul_(2.0)
-    training.step()
-    assert not training.saver.wait(Key(torn, False))
-    assert "was changed between the boundary" in training.saver.abandoned[Key(torn, False)]
-    assert any(f"the capture of step {torn} was abandoned" in line for line in training.said)
-    step, expected = training.step_now, training.digests()
-    training.saver.save(training.capture())
-    with torch.no_grad():
-        training.network[0].weight.mul_(2.0)
-    training.step()
-    assert training.saver.wait(Key(step, False))
-    assert training.committed(step) == expected
+    training.step()  # seen: from here on copies overlap
+    torn = training.save_and_move()
+    assert not training.saver.wait(torn)
+    assert training.saver.abandoned[torn] == devices.MOVED
+    assert any(f"the capture of step {torn.step} was abandoned" in line for line in training.said)
+    expected = training.digests()
+    whole = training.save_and_move()
+    assert training.saver.wait(whole)
+    assert training.committed(whole.step) == expected
 
 
 def test_a_device_that_is_gone_costs_the_capture_and_no_more(

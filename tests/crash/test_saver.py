@@ -199,50 +199,50 @@ def test_ranks_that_were_all_killed_with_the_same_step_commit_it(
     check_state(run, ref, world=2)
 
 
+@pytest.fixture
+def bereft(forks: Forks, run: RunDir, entry: AttemptEntry, notes: Notes) -> Iterator[Training]:
+    """Rank 0 of two. Both have captured step 1, and rank 1 was killed behind it."""
+    training = Training(run, entry, rank=0, world=2)
+    try:
+        training.train()
+        training.capture()
+        training.await_report(msg.Voted)
+        assert forks.wait(child(forks, run, notes, rank=1, world=2)) == -signal.SIGKILL
+        yield training
+    finally:
+        training.close()
+
+
 def test_a_training_that_says_good_bye_leaves_nothing_that_a_killed_ranks_saver_waits_for(
-    forks: Forks, run: RunDir, entry: AttemptEntry, notes: Notes
+    bereft: Training, notes: Notes
 ) -> None:
     """As where one rank is killed and the others end in an exception: the next attempt would wait
     for as long as what they leave is offered."""
-    training = Training(run, entry, rank=0, world=2)
-    try:
-        training.train()
-        training.capture()
-        training.await_report(msg.Voted)
-        assert forks.wait(child(forks, run, notes, rank=1, world=2)) == -signal.SIGKILL
-        training.dismiss()
-        left = run.meeting(entry.number, entry.nonce) / "rank-00000.left"
-        assert left.read_text() == "[]", "the others are not told"
-        await_end(*notes.savers())
-        assert [ref.step for ref in candidates(run)] == [1]
-    finally:
-        training.close()
+    bereft.dismiss()
+    left = bereft.run.meeting(bereft.entry.number, bereft.entry.nonce) / "rank-00000.left"
+    assert left.read_text() == "[]", "the others are not told"
+    await_end(*notes.savers())
+    assert [ref.step for ref in candidates(bereft.run)] == [1]
 
 
 def test_a_vote_that_another_rank_will_never_cast_is_not_waited_for(
-    forks: Forks, run: RunDir, entry: AttemptEntry, notes: Notes
+    bereft: Training, notes: Notes
 ) -> None:
     """Its saver still offers what it has: for a minute, if nobody comes."""
-    training = Training(run, entry, rank=0, world=2)
+    bereft.await_report(msg.Committed, 1)
+    bereft.train()
+    bereft.capture()
+    bereft.await_report(msg.Voted)
+    (other,) = notes.savers()
+    left = bereft.run.meeting(bereft.entry.number, bereft.entry.nonce) / "rank-00001.left"
+    wait_until(left.exists)
+    os.kill(other, signal.SIGSTOP)  # it lives, and says no more
     try:
-        training.train()
-        training.capture()
-        training.await_report(msg.Voted)
-        assert forks.wait(child(forks, run, notes, rank=1, world=2)) == -signal.SIGKILL
-        training.await_report(msg.Committed, 1)
-        training.train()
-        training.capture()
-        training.await_report(msg.Voted)
-        (other,) = notes.savers()
-        meeting = run.meeting(entry.number, entry.nonce)
-        wait_until(lambda: (meeting / "rank-00001.left").exists())
-        os.kill(other, signal.SIGSTOP)  # it lives, and says no more
-        training.saver.close()
-        wait_until(lambda: started_at(training.saver.pid or 0) is None, seconds=30.0)
-        assert [ref.step for ref in candidates(run)] == [1]
+        bereft.saver.close()
+        wait_until(lambda: started_at(bereft.saver.pid or 0) is None, seconds=30.0)
+        assert [ref.step for ref in candidates(bereft.run)] == [1]
     finally:
         os.kill(other, signal.SIGCONT)
-        training.close()
         await_end(other)
 
 

@@ -135,20 +135,13 @@ def test_what_the_script_moves_while_it_is_copied_is_no_snapshot_and_then_is_one
     training: Training,
 ) -> None:
     rounds(training, 2)
-    torn = training.step_now
-    training.saver.save(training.capture())
-    with torch.no_grad():
-        training.network[0].weight.mul_(2.0)
-    training.step()
-    assert not training.saver.wait(Key(torn, False))
-    assert "was changed between the boundary" in training.saver.abandoned[Key(torn, False)]
-    step, expected = training.step_now, training.digests()
-    training.saver.save(training.capture())
-    with torch.no_grad():
-        training.network[0].weight.mul_(2.0)
-    training.step()
-    assert training.saver.wait(Key(step, False))
-    assert training.committed(step) == expected
+    torn = training.save_and_move()
+    assert not training.saver.wait(torn)
+    assert training.saver.abandoned[torn] == devices.MOVED
+    expected = training.digests()
+    whole = training.save_and_move()
+    assert training.saver.wait(whole)
+    assert training.committed(whole.step) == expected
 
 
 def test_memory_that_cannot_be_pinned_is_said_and_the_captures_are_right(

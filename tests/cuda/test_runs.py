@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -29,29 +29,43 @@ def walrecover(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(line, cwd=folder, env=env, text=True, capture_output=True, timeout=400)
 
 
-def killed(folder: Path, kills: int, *words: str) -> RunDir:
-    """A rehearsal, which must end with the bits of the undisturbed run; the killed run."""
+class Killed(NamedTuple):
+    """A rehearsal: its exit code, what it says, and its killed run."""
+
+    code: int
+    said: dict[str, Any]
+    run: RunDir
+
+    @property
+    def inexact(self) -> list[str]:
+        """Resumes that were proven less than exact, or not at all."""
+        found = proofs(self.run)
+        hows = [how for how in found["resumes"] if not how.startswith("exact, ")]
+        return [*hows, *found["not_proven"]]
+
+
+def killed(folder: Path, kills: int, *words: str) -> Killed:
     kept = folder / "kept"
     done = walrecover(
         folder, "rehearse", "--json", "--keep", str(kept), "--kills", str(kills), "--seed", "1",
         *words, "--", sys.executable, str(SCRIPT),
     )  # fmt: skip
     assert done.stdout, done.stderr
-    body = json.loads(done.stdout)
-    assert (done.returncode, body.get("identical")) == (0, True), done.stdout + done.stderr
-    run = RunDir(kept / "killed", "rehearsal")
-    found = proofs(run)
-    assert not found["not_proven"] and all(how.startswith("exact, ") for how in found["resumes"])
-    return run
+    return Killed(done.returncode, json.loads(done.stdout), RunDir(kept / "killed", "rehearsal"))
 
 
 def test_a_killed_run_ends_with_the_same_bits_and_each_resume_is_proven(tmp_path: Path) -> None:
-    killed(tmp_path, 4)
+    rehearsed = killed(tmp_path, 4)
+    assert (rehearsed.code, rehearsed.said.get("identical")) == (0, True), rehearsed.said
+    assert rehearsed.inexact == []
 
 
 def test_a_step_kept_in_memory_is_restored_from_the_arena(tmp_path: Path) -> None:
-    run = killed(tmp_path, 4, "--memory-every", "1step")
-    arena = [e.arena for _, e in read_events(run, "rank-0") if isinstance(e, events.Resumed)]
+    rehearsed = killed(tmp_path, 4, "--memory-every", "1step")
+    assert (rehearsed.code, rehearsed.said.get("identical")) == (0, True), rehearsed.said
+    assert rehearsed.inexact == []
+    found = read_events(rehearsed.run, "rank-0")
+    arena = [event.arena for _, event in found if isinstance(event, events.Resumed)]
     assert sum(arena) > 0, "no resume took anything from an arena"
 
 

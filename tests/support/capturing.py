@@ -10,6 +10,7 @@ import os
 import select
 import signal
 import socket
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from walrecover.processes import identity, started_at
 from walrecover.rundir import RunDir
 from walrecover.saver import messages as msg
 from walrecover.saver.client import Saver
+from walrecover.session.background import Background
 
 ROOM = 1 << 20
 PATIENCE = 30.0
@@ -38,6 +40,17 @@ def assignment(
     return msg.Assignment(
         root=str(run.root), run=run.name, attempt=entry.number, nonce=entry.nonce, rank=rank,
         world=world, trainer=identity(), retention=2, supervisor=supervisor,
+    )  # fmt: skip
+
+
+def background(
+    run: RunDir, entry: AttemptEntry, journal: Journal, say: Callable[[str], None], **more: Any
+) -> Background:
+    """The session's side of a saver, for the only rank of an attempt."""
+    given = {"slots": 2, "retention": 2} | more
+    return Background(
+        run=run, journal=journal, attempt=entry.number, nonce=entry.nonce, rank=0, world=1,
+        verified=frozenset(), say=say, **given,
     )  # fmt: skip
 
 

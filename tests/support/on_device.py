@@ -12,15 +12,16 @@ from typing import Any
 import torch
 from torch import nn
 
+from tests.support.capturing import background
 from tests.support.protocol import capture, completed, entries_of, holder, open_stream
 from walrecover import entries as model
 from walrecover import snapshot
+from walrecover.commits import Key
 from walrecover.errors import StorageFailed
 from walrecover.events import ScalarsArrived
 from walrecover.manifest import digest_of
 from walrecover.recovery import begin_attempt
 from walrecover.rundir import RunDir
-from walrecover.session.background import Background
 from walrecover.snapshot import Capture
 from walrecover.torch_adapter import memory
 from walrecover.torch_adapter.objects import Attached
@@ -49,10 +50,9 @@ class Training:
         self.run.create()
         self.entry = begin_attempt(self.run, holder()).entry
         self.journal = open_stream(self.run, self.entry, 0, 1)
-        self.saver = Background(
-            slots=2, arrived=self.record_late, run=self.run, journal=self.journal,
-            attempt=self.entry.number, nonce=self.entry.nonce, rank=0, world=1,
-            verified=frozenset(), retention=9, say=self.said.append,
+        self.saver = background(
+            self.run, self.entry, self.journal, self.said.append, retention=9,
+            arrived=self.record_late,
         )  # fmt: skip
         self.step_now = 0
         self.step()
@@ -78,6 +78,15 @@ class Training:
     def completed(self) -> None:
         self.step_now += 1
         self.journal.append(completed(self.step_now))
+
+    def save_and_move(self) -> Key:
+        """Save a capture, and before the optimizer's next step move a parameter by hand."""
+        key = Key(self.step_now, False)
+        self.saver.save(self.capture())
+        with torch.no_grad():
+            next(self.network.parameters()).mul_(2.0)
+        self.step()
+        return key
 
     def capture(self) -> Capture:
         taken = self.attached.capture(far=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import itertools
 import mmap
 import os
 from collections.abc import Iterator
@@ -19,7 +20,12 @@ from walrecover import paced, shards
 from walrecover.errors import StorageFailed
 from walrecover.shards import Shard, TensorData, Writing
 
-WRITING = Writing(shards.digests, lambda path, tensors: paced.put(path, tensors, lambda _: None))
+BUSY = itertools.cycle([False, True, True])
+"""Whether somebody else needs the disk, each time it is asked: pieces of both sizes, in turns."""
+
+WRITING = Writing(
+    shards.digests, lambda path, tensors: paced.put(path, tensors, lambda _: next(BUSY))
+)
 NAME = "step-00000001.a1-00000000/rank-00000.safetensors"
 
 
@@ -29,21 +35,26 @@ def snapshots(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def check(snapshots: Path, tensors: dict[str, TensorData]) -> None:
-    """Both this library's reader and safetensors' own find what was written."""
+def written(snapshots: Path, tensors: dict[str, TensorData]) -> dict[str, tuple[str, bytes]]:
+    """Write them, and what this library's reader finds of each: its type, and its bytes, which are
+    what safetensors' own finds."""
     file, addresses = shards.write_tensors(snapshots, NAME, tensors, WRITING)
     shards.verify_files(snapshots, {NAME: file}, addresses.items())
+    theirs = dict(deserialize((snapshots / NAME).read_bytes()))
+    assert set(theirs) == {at.key for at in addresses.values()}
+    found = {}
     with Shard(snapshots, NAME, file) as shard:
-        for name, given_ in tensors.items():
-            assert addresses[name].dtype == given_.dtype
-            data = bytearray(shard.size_of(addresses[name]))
-            shard.read(name, addresses[name], data)
-            assert bytes(data) == bytes(given_.view())
-    found = dict(deserialize((snapshots / NAME).read_bytes()))
-    assert set(found) == {at.key for at in addresses.values()}
-    for name, at in addresses.items():
-        assert bytes(found[at.key]["data"]) == bytes(tensors[name].view())
+        for name, at in addresses.items():
+            data = bytearray(shard.size_of(at))
+            shard.read(name, at, data)
+            assert bytes(theirs[at.key]["data"]) == bytes(data)
+            found[name] = (at.dtype, bytes(data))
     (snapshots / NAME).unlink()
+    return found
+
+
+def given_(tensors: dict[str, TensorData]) -> dict[str, tuple[str, bytes]]:
+    return {name: (tensor.dtype, bytes(tensor.view())) for name, tensor in tensors.items()}
 
 
 def in_memory(sizes: list[int], gap: int, lead: int) -> tuple[object, list[TensorData]]:
@@ -72,8 +83,9 @@ def test_files_of_any_size_hold_what_lay_in_memory(snapshots: Path, gap: int, le
         [mib + 1],
         [mib - 8, 16, 3 * mib + 4096, 5, 0, 4091],
     ):
-        _, tensors = in_memory(sizes, gap, lead)
-        check(snapshots, {f"t{n}": t for n, t in enumerate(tensors)})
+        _, found = in_memory(sizes, gap, lead)
+        tensors = {f"t{n}": t for n, t in enumerate(found)}
+        assert written(snapshots, tensors) == given_(tensors)
 
 
 def test_beside_a_training_it_is_written_in_smaller_pieces(
@@ -101,17 +113,17 @@ def test_beside_a_training_it_is_written_in_smaller_pieces(
 def test_any_tensors(tmp_path_factory: pytest.TempPathFactory, sizes: list[int], gap: int) -> None:
     snapshots = tmp_path_factory.mktemp("any")
     (snapshots / NAME).parent.mkdir()
-    _, tensors = in_memory(sizes, gap, 0)
-    check(snapshots, {f"t{n}": t for n, t in enumerate(tensors)})
+    _, found = in_memory(sizes, gap, 0)
+    tensors = {f"t{n}": t for n, t in enumerate(found)}
+    assert written(snapshots, tensors) == given_(tensors)
 
 
 def test_tied_tensors_and_types_that_safetensors_does_not_know(snapshots: Path) -> None:
     weights = tensor(b"x" * 16, "float32", (4,))
     odd = tensor(b"y" * 32, "complex128", (2,))
-    check(
-        snapshots,
-        {"a": weights, "tied": weights, "odd": odd, "one": tensor(b"z" * 2, "bfloat16", ())},
-    )
+    one = tensor(b"z" * 2, "bfloat16", ())
+    tensors = {"a": weights, "tied": weights, "odd": odd, "one": one}
+    assert written(snapshots, tensors) == given_(tensors)
 
 
 class Refusing:
@@ -154,8 +166,8 @@ def refusing(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
 def test_where_the_page_cache_cannot_be_passed_it_never_grows_far(
     snapshots: Path, refusing: Refusing
 ) -> None:
-    _, tensors = in_memory([3 * paced.SYNCED_AT_ONCE], 0, 0)
-    check(snapshots, {"a": tensors[0]})
+    _, found = in_memory([3 * paced.SYNCED_AT_ONCE], 0, 0)
+    assert written(snapshots, {"a": found[0]}) == given_({"a": found[0]})
     assert refusing.synced == 3
 
 
