@@ -19,8 +19,8 @@ from watchdog.events import (
     FileSystemEvent,
     FileSystemEventHandler,
 )
-from watchdog.observers import Observer
 
+from walrecover.inotify import observer
 from walrecover_daemon.finding import Place, Stirred
 
 MOST_RUNS = 1000
@@ -37,7 +37,7 @@ class Waker(FileSystemEventHandler):
         self.blind = ""
         self._roots = {os.fspath(root / "runs"): str(root) for root in roots}
         self._journal = os.fspath(journal) if journal else None
-        self._observer = Observer()
+        self._observer = observer()
         self._lock = threading.Lock()
         self._moved: dict[Place, set[tuple[str, str]]] = {}
         self._sequences: set[Place] = set()

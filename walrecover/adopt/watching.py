@@ -21,7 +21,6 @@ from watchdog.events import (
     FileSystemEvent,
     FileSystemEventHandler,
 )
-from watchdog.observers import Observer
 
 from walrecover.adopt import wholeness
 from walrecover.adopt.patterns import Pattern, Stamp, find
@@ -29,6 +28,7 @@ from walrecover.adopt.settling import Setting, Telling, keep
 from walrecover.adopt.store import Store
 from walrecover.adopt.tree import Changed, NotKept, open_stamped
 from walrecover.errors import StorageFailed
+from walrecover.inotify import observer
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -57,7 +57,7 @@ class Watching(FileSystemEventHandler):
         self.waiting = False
         self._arrived: dict[str, int] = {}
         self._watched: set[Pattern] = set()
-        self._observer: BaseObserver = Observer()
+        self._observer: BaseObserver = observer()
         self._blind = False
         # What lay there when the attempt began was judged then.
         self._known = find(setting.tree, setting.patterns, setting.root)
