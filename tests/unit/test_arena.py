@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.support.slots import fill
 from walrecover import cgroups
 from walrecover.arena import layout
 from walrecover.arena.layout import (
@@ -28,7 +29,7 @@ from walrecover.arena.layout import (
     regions,
 )
 from walrecover.arena.memory import SPARE_BYTES, Arena
-from walrecover.arena.slots import Slot, TooLarge, encode_job, view
+from walrecover.arena.slots import TooLarge, view
 from walrecover.errors import Corrupt, StorageFailed
 
 ROOM = 16 * PAGE
@@ -262,32 +263,6 @@ def arena() -> Iterator[Arena]:
     made = Arena.create(2, ROOM)
     yield made
     made.close()
-
-
-def fields(step: int) -> dict[str, object]:
-    return {
-        "run": "r", "step": step, "end": False, "attempt": 1, "nonce": "n", "rank": 0, "world": 1,
-        "base": "", "position": "p", "writer": "rank-0", "events_after": 0, "lsn": 7,
-        "finished": False,
-    }  # fmt: skip
-
-
-def fill(slot: Slot, generation: int, data: dict[str, bytes]) -> Header:
-    placed = lay_out(
-        [Described(n, "uint8", (len(b),), len(b), n, False, True) for n, b in data.items()]
-    )
-    job = encode_job(fields(generation), ["d", []], placed)
-    head = Header(
-        generation, generation, False, True, len(placed.rows), len(job), layout.seal(job),
-        placed.data_bytes, placed.digest,
-    )  # fmt: skip
-    base = slot.begin(head)
-    slot.put_job(job)
-    for row in placed.rows:
-        ctypes.memmove(base + row.offset, data[row.name], row.nbytes)
-    assert slot.judge(lives=True).state is State.FILLING
-    slot.complete(head)
-    return head
 
 
 def test_another_process_reads_what_was_filled(arena: Arena) -> None:
