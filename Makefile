@@ -62,7 +62,7 @@ tools:
 		echo "strace, java, chromedriver or systemd-analyze is missing: install strace, default-jre-headless, chromium, chromium-driver and systemd" >&2; \
 	fi
 
-test-cuda: ## the tests that need a GPU, and a torch that has it: make test-cuda PY=python3
+test-cuda: $(if $(findstring $(VENV),$(PY)),$(DONE)) ## the tests that need a GPU, and a torch that has it: make test-cuda PY=python3
 	$(PY) -m pytest tests/cuda $(PYTEST_ARGS)
 
 coverage: $(DONE) ## branches of journal, snapshot and recovery that the fast tests reach

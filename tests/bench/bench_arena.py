@@ -209,8 +209,13 @@ def stall_and_durable(folder: Path, tensors: dict[str, torch.Tensor]) -> list[Ro
             min(sample(written) for _, written in theirs),
             0.35,
         ),
-        at_most(
-            "… beside a new file past the page cache + fsync", sample(durable), sample(files), 1.25
+        Row(
+            "… beside a new file past the page cache + fsync",
+            str(sample(durable)),
+            str(sample(files)),
+            sample(durable).median / sample(files).median,
+            "",
+            None,
         ),
         at_most("p99 of a synced event beside a running save", sample(beside), sample(idle), 2),
     ]
