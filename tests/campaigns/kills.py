@@ -34,7 +34,7 @@ from walrecover.rundir import RunDir
 SCRIPT = report.ROOT / "tests" / "end_to_end" / "scripts" / "mortal.py"
 SMALL = ["--layers", "1", "--width", "32", "--batch-size", "4", "--context", "16"]
 HOW = {"SIGKILL": 0.3, "SIGSTOP": 0.1, "memory": 0.2, "exception": 0.2, "SIGTERM": 0.2}
-HANGS = "first-step=60s,step=6s,between=30s,snapshot=30s"
+HANGS = "first-step=60s,step=6s,between=10s,snapshot=10s"
 PATIENCE_SECONDS = 10.0
 STALL_SECONDS = 300.0
 END_SECONDS = 3600.0

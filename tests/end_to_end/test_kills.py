@@ -31,7 +31,7 @@ def test_a_run_that_goes_on_in_standbys_alone_ends_with_the_same_bits(
 ) -> None:
     seed = random.SystemRandom().getrandbits(32)
     print(f"seed {seed}")
-    plan = kills.Plan(3, seed, standby, warm=1.0, patience=300.0, steps=500)
+    plan = kills.Plan(3, seed, standby, warm=1.0, patience=300.0, steps=120)
     counts = kills.campaign(plan, tmp_path, None)
     assert counts["identical"], counts
     assert counts["starts"][standby] >= 3, counts

@@ -15,7 +15,9 @@ import char_gpt
 
 FAULT = Path(os.environ["FAULT"])
 SLOW = FAULT.with_name("slow")
-SLOW_SECONDS = 0.6
+SLOW_SECONDS = 3.0
+"""At most: a step may take 6 s before it is a hang."""
+
 CHUNK = 64 << 20
 computed = char_gpt.loss_of
 
@@ -33,8 +35,9 @@ def loss_of(model, x, y):
         how = FAULT.read_text()
         FAULT.unlink()
         die(how)
-    if model.training and SLOW.exists():
-        time.sleep(SLOW_SECONDS)
+    until = time.monotonic() + SLOW_SECONDS
+    while model.training and SLOW.exists() and time.monotonic() < until:
+        time.sleep(0.02)
     return computed(model, x, y)
 
 
