@@ -71,6 +71,8 @@ class Guard:
 
     def _refusal(self, scope: Scope) -> PlainTextResponse | None:
         headers = dict(scope["headers"])
+        if scope["http_version"] not in ("1.0", "1.1"):
+            return PlainTextResponse("only HTTP/1.0 and HTTP/1.1 are spoken here\n", 505)
         if scope["method"] not in ("GET", "HEAD"):
             return PlainTextResponse("nothing here changes anything\n", 405, {"allow": "GET, HEAD"})
         if len(scope["query_string"]) > LONGEST_QUERY:

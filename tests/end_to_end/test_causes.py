@@ -232,7 +232,7 @@ def test_the_environment_is_changed_for_the_next_attempt_and_only_as_far_as_it_g
     (tmp_path / "own.yaml").write_text(
         """
         retry_policy: {backoff_delay: 0s}
-        causes: {out_of_memory: {environment: {MICRO_BATCH: /2, WORKERS: /2}}}
+        causes: {out_of_memory: {environment: {MICRO_BATCH: /2, LOADERS: /2}}}
         """
     )
     code = """
@@ -258,7 +258,7 @@ def test_the_environment_is_changed_for_the_next_attempt_and_only_as_far_as_it_g
     ]
     ends = story(tmp_path)
     assert [end["environment"] for end in ends[:2]] == [{"MICRO_BATCH": "16"}, {"MICRO_BATCH": "8"}]
-    assert ends[0]["reason"].endswith("MICRO_BATCH 32 → 16, WORKERS is not set: left alone")
+    assert ends[0]["reason"].endswith("MICRO_BATCH 32 → 16, LOADERS is not set: left alone")
 
 
 def test_a_stop_by_term_is_preempted_and_shown_so(tmp_path: Path) -> None:
