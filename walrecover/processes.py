@@ -148,12 +148,18 @@ def children() -> set[int]:
 
     Whoever becomes a child while it is read has a parent that is still in it: a subreaper gets the
     orphans of a process no later than its end is to be reaped. So an empty list proves that nothing
-    is left; one that children end during the reading may lack others, and is read again.
+    is left; one that children end during the reading may lack others, and is read again. So is one
+    during which a thread of ours ended: its children fell to another, which may have been read.
     """
     found: set[int] = set()
-    for _ in range(2):
-        for tasks in Path("/proc/self/task").iterdir():
-            found.update(map(int, (tasks / "children").read_text().split()))
+    readings = 0
+    while readings < 2:
+        try:
+            for tasks in Path("/proc/self/task").iterdir():
+                found.update(map(int, (tasks / "children").read_text().split()))
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        readings += 1
     return found
 
 

@@ -126,7 +126,7 @@ def test_p6_where_no_step_is_done_twice_the_state_is_the_proof(resume: Resume) -
 
 
 def test_p6_the_whole_state_is_compared_where_both_captured_it(resume: Resume) -> None:
-    found = resume(at=(7, "committed"), every="1steps", damage=2)
+    found = resume(at=(7, "committed"), every="1steps", damage=2, paced=True)
     verdict = found.judged[2, 0]
     assert isinstance(verdict, ev.ResumeVerified), found.output
     assert verdict.base == 5
@@ -193,7 +193,9 @@ def test_a_scheduler_that_the_script_makes_anew_is_found_by_its_learning_rate(
 
 def test_buffers_that_moved_after_the_step_are_found_by_the_state_alone(resume: Resume) -> None:
     """Loss, gradient norm, batch, rates and generators of all steps agree."""
-    found = resume("buffers moved after the step", at=(7, "committed"), every="1steps", damage=2)
+    found = resume(
+        "buffers moved after the step", at=(7, "committed"), every="1steps", damage=2, paced=True
+    )
     verdict = _diverged(found)
     assert (verdict.step, verdict.what) == (6, "the state of model")
 

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -17,6 +18,7 @@ import pytest
 from tests.support.waiting import wait_until
 from walrecover.processes import (
     Seen,
+    children,
     descendants,
     die_with_parent,
     identity,
@@ -401,3 +403,27 @@ def test_with_nothing_to_end_it_returns_at_once(start: Start) -> None:
     seconds, statuses = kill_below(start, "print('up', flush=True)", 20, "ended")
     assert statuses == [0]
     assert seconds < 5
+
+
+def test_children_are_told_while_threads_come_and_go(start: Start) -> None:
+    """The kernel lists them by thread; a list whose thread has ended is gone."""
+    child = start("import signal; signal.pause()")
+    done = threading.Event()
+
+    def churn() -> None:
+        while not done.is_set():
+            threads = [threading.Thread(target=threading.Event().wait, args=(0.0001,))
+                       for _ in range(20)]  # fmt: skip
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+
+    churning = threading.Thread(target=churn)
+    churning.start()
+    try:
+        for _ in range(200):
+            assert child.pid in children()
+    finally:
+        done.set()
+        churning.join()

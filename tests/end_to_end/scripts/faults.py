@@ -19,6 +19,7 @@ from torch.optim.lr_scheduler import ExponentialLR
 from torch.utils.data import DataLoader, Dataset
 
 import walrecover
+from tests.support.waiting import last_commit, wait_until
 from walrecover import entries
 from walrecover.data import GlobalBatchSampler
 from walrecover.rundir import RunDir, list_runs
@@ -132,7 +133,9 @@ def _loader(fault: str, workers: int, ordered: bool) -> DataLoader[Any]:
     return DataLoader(Noisy(), 4, shuffle=True, num_workers=workers, worker_init_fn=init)
 
 
-def training(fault: str = "", workers: int = 0, ordered: bool = False) -> None:
+def training(fault: str = "", workers: int = 0, ordered: bool = False, paced: bool = False) -> None:
+    """`paced`: no step is begun before the snapshot of the one before is committed, so that the
+    next boundary journals its digests."""
     seed()
     model = network()
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.05)
@@ -141,6 +144,8 @@ def training(fault: str = "", workers: int = 0, ordered: bool = False) -> None:
     run = walrecover.attach(model=model, optimizer=optimizer, scheduler=scheduler)
     first = True
     for x, y in run.loop(_loader(fault, workers, ordered)):
+        if paced:
+            wait_until(lambda: last_commit() >= run.global_step)
         if fault == "scheduler made anew" and first:
             scheduler.__dict__.update(last_epoch=0, _last_lr=[0.05])
             optimizer.param_groups[0]["lr"] = 0.05
