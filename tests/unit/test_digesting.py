@@ -9,6 +9,7 @@ import subprocess
 from collections.abc import Callable, Iterator
 
 import pytest
+from blake3 import blake3
 
 from tests.support.slots import fill
 from walrecover.arena.layout import PAGE, Header
@@ -18,6 +19,7 @@ from walrecover.saver.digesting import SCRIBBLED, Digesting, Lost
 from walrecover.saver.trainer import Trainer
 from walrecover.shards import TensorData
 
+Dying = Callable[[signal.Signals], Callable[[], None]]
 DATA = {"weight": b"as it was captured", "bias": b"and this"}
 
 
@@ -89,26 +91,27 @@ def test_what_a_process_captured_is_known_once_all_is_digested(
     take(slot, header, trainer)()
 
 
+@pytest.fixture
+def take_while_it_dies(
+    slot: Slot, header: Header, trainer: Trainer, process: subprocess.Popen[bytes]
+) -> Dying:
+    return lambda number: take(slot, header, trainer, lambda: die(process, number))
+
+
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_a_process_that_others_ended_while_it_was_digested_did_not_scribble(
-    slot: Slot,
-    header: Header,
-    trainer: Trainer,
-    process: subprocess.Popen[bytes],
-    number: signal.Signals,
+    slot: Slot, header: Header, take_while_it_dies: Dying, number: signal.Signals
 ) -> None:
-    take(slot, header, trainer, lambda: die(process, number))()
+    settle = take_while_it_dies(number)
+    assert slot.digests(header) == [blake3(data).digest() for data in DATA.values()]
+    settle()
 
 
 @pytest.mark.parametrize("number", [signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT])
 def test_a_process_that_crashed_while_it_was_digested_may_have_scribbled_before(
-    slot: Slot,
-    header: Header,
-    trainer: Trainer,
-    process: subprocess.Popen[bytes],
-    number: signal.Signals,
+    slot: Slot, header: Header, trainer: Trainer, take_while_it_dies: Dying, number: signal.Signals
 ) -> None:
-    settle = take(slot, header, trainer, lambda: die(process, number))
+    settle = take_while_it_dies(number)
     with pytest.raises(Lost, match=f"was ended by {number.name} meanwhile"):
         settle()
     assert slot.digests(header) is None
