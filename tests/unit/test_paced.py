@@ -20,12 +20,14 @@ from walrecover import paced, shards
 from walrecover.errors import StorageFailed
 from walrecover.shards import Shard, TensorData, Writing
 
-BUSY = itertools.cycle([False, True, True])
-"""Whether somebody else needs the disk, each time it is asked: pieces of both sizes, in turns."""
 
-WRITING = Writing(
-    shards.digests, lambda path, tensors: paced.put(path, tensors, lambda _: next(BUSY))
-)
+def alternating() -> paced.Breathe:
+    """Somebody else needs the disk for two of three pieces: both sizes are written, in turns."""
+    busy = itertools.cycle([False, True, True])
+    return lambda nbytes: next(busy)
+
+
+WRITING = Writing(shards.digests, lambda path, tensors: paced.put(path, tensors, alternating()))
 NAME = "step-00000001.a1-00000000/rank-00000.safetensors"
 
 
